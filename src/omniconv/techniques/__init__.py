@@ -1,0 +1,42 @@
+"""The techniques, each a vertical slice of its own file, and the one list of them."""
+
+from omniconv.problem import Problem
+from omniconv.techniques import depthwise, dilated, grouped, pointwise, standard
+from omniconv.techniques._technique import Cost, Operand, Peer, Stage, Technique
+
+TECHNIQUES: tuple[Technique, ...] = (
+    standard.TECHNIQUE,
+    dilated.TECHNIQUE,
+    depthwise.TECHNIQUE,
+    pointwise.TECHNIQUE,
+    grouped.TECHNIQUE,
+)
+
+__all__ = ["TECHNIQUES", "Cost", "Operand", "Peer", "Stage", "Technique", "find", "parse"]
+
+
+def find(name: str) -> Technique:
+    """The technique of that name.
+
+    Raises:
+        ValueError: There is none.
+    """
+    for technique in TECHNIQUES:
+        if technique.name == name:
+            return technique
+    raise ValueError(f"technique: the name must be one of {', '.join(t.name for t in TECHNIQUES)}, got {name!r}")
+
+
+def parse(text: str) -> tuple[Technique, Problem]:
+    """The technique and the problem that a line of text describes, checked against each other.
+
+    Raises:
+        ValueError: The text is malformed, names no technique, or asks for what the technique does not take.
+
+    >>> technique, problem = parse("depthwise2d c32 i112 k3 psame")
+    >>> technique.output_shape(problem)
+    (1, 32, 112, 112)
+    """
+    problem = Problem.parse(text)
+    technique = find(problem.technique)
+    return technique, technique.check(problem)

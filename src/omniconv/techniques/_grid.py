@@ -1,0 +1,145 @@
+"""Shared by the techniques whose windows lie on a grid: the composite path, the layer, and what a Problem means to them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from omniconv.geometry import PADDING_MODES, Grid, Padding, grid, normal_padding, per_axis
+from omniconv.problem import Problem
+from omniconv.techniques._activation import activate, check_activation
+from omniconv.techniques._layer import Layer
+from omniconv.techniques._operator import fail
+from omniconv.techniques._technique import Operand, Peer, Stage
+
+_CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, windows: Grid, groups: int = 1) -> Tensor:
+    """torch's convolution; pads that differ between the sides, or other modes than zeros, are copied in first."""
+    convolution = _CONVOLUTIONS[x.dim() - 2]
+    settled = not (windows.fitted and torch.compiler.is_compiling())  # else the pads may be symbolic: not to be compared
+    if settled and windows.mode == "zeros" and all(before == after for before, after in windows.pads):
+        pads = tuple(before for before, _ in windows.pads)
+        return convolution(x, weight, bias, windows.stride, pads, windows.dilation, groups)
+    return convolution(pad(x, windows), weight, bias, windows.stride, 0, windows.dilation, groups)
+
+
+def pad(x: Tensor, windows: Grid) -> Tensor:
+    """A copy of ``x`` with the pads of the windows on every axis."""
+    flat = [p for pair in reversed(windows.pads) for p in pair]
+    return F.pad(x, flat, mode="constant" if windows.mode == "zeros" else windows.mode)
+
+
+def _plain_torch(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: Padding = 0,
+    dilation: int | Sequence[int] = 1,
+    *,
+    groups: int | None = None,
+    padding_mode: str = "zeros",
+    activation: str | None = None,
+) -> Tensor:
+    windows = grid("torch", input.shape[2:], weight.shape[2:], stride, padding, dilation, padding_mode)
+    return activate(convolve(input, weight, bias, windows, groups or input.shape[1] // weight.shape[1]), activation)
+
+
+torch_convolution = Peer("torch", _plain_torch)
+
+
+class GridLayer(Layer, nn.modules.conv._ConvNd):
+    """A layer on top of torch.nn's Conv{1,2,3}d: its constructor's freedom is ours, its state dict and isinstance are torch's."""
+
+    padding: Any
+
+    def _build(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int],
+        padding: Padding,
+        dilation: int | Sequence[int],
+        groups: int,
+        bias: bool,
+        padding_mode: str,
+        device: Any,
+        dtype: Any,
+        activation: str | None,
+    ) -> None:
+        """Checks the arguments by name, then lets torch.nn build the parameters."""
+        name = type(self).__name__
+        kernel = per_axis(name, "kernel_size", kernel_size, self.rank)
+        strides = per_axis(name, "stride", stride, self.rank)
+        dilations = per_axis(name, "dilation", dilation, self.rank)
+        normal = normal_padding(name, padding, self.rank)
+        if padding_mode not in PADDING_MODES:
+            fail(name, f"padding_mode must be one of {', '.join(PADDING_MODES)}", repr(padding_mode))
+        check_channels(name, groups=groups, in_channels=in_channels, out_channels=out_channels)
+        check_activation(name, activation)
+        super().__init__(in_channels, out_channels, kernel, strides, 0, dilations, groups, bias, padding_mode, device, dtype)
+        self.padding = (
+            normal if isinstance(normal, str) or any(b != a for b, a in normal) else tuple(b for b, _ in normal)
+        )  # torch's form
+        self.activation = activation
+
+    def operands(self, input: Tensor) -> dict[str, Any]:
+        """The keyword arguments with which ``forward`` calls the op."""
+        return {
+            "input": input, "weight": self.weight, "bias": self.bias, "stride": self.stride, "padding": self.padding,
+            "dilation": self.dilation, "padding_mode": self.padding_mode, "activation": self.activation,
+        }  # fmt: skip
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The op on the input."""
+        return type(self).op(**self.operands(input))
+
+    def extra_repr(self) -> str:
+        """torch.nn's line, and the activation."""
+        return super().extra_repr() + (f", activation={self.activation!r}" if self.activation else "")
+
+
+def check_channels(name: str, *, groups: int, **channels: int) -> None:
+    """Raises unless the channel counts are positive ints that the groups divide."""
+    for argument, value in {"groups": groups, **channels}.items():
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name}: {argument} must be an int, got {value!r}")
+        if value < 1:
+            fail(name, f"{argument} must be at least 1", value)
+        if value % groups:
+            fail(name, f"{argument} must be divisible by groups", f"{value} and {groups}")
+
+
+TAKES = frozenset({"kernel", "stride", "padding", "dilation", "padding_mode"})
+
+
+def window_arguments(problem: Problem) -> dict[str, Any]:
+    """The keyword arguments of a Problem that every grid op takes."""
+    return {
+        "stride": problem.stride, "padding": problem.padding, "dilation": problem.dilation, "padding_mode": problem.padding_mode
+    }  # fmt: skip
+
+
+def grid_operands(problem: Problem, out_channels: int, groups: int) -> dict[str, Operand]:
+    """Input, weight (O, C/G, K…) and bias of a Problem."""
+    return {
+        "input": Operand((problem.batch, problem.channels, *problem.size)),
+        "weight": Operand((out_channels, problem.channels // groups, *problem.kernel)),
+        "bias": Operand((out_channels,)),
+    }
+
+
+def grid_stage(problem: Problem, in_channels: int, out_channels: int, groups: int, name: str = "main", **changes: Any) -> Stage:
+    """The Stage of a grid convolution with the problem's windows, or with some of them changed."""
+    windows_of = {f: changes.pop(f, getattr(problem, f)) for f in ("size", "kernel", "stride", "padding", "dilation")}
+    size, kernel = windows_of["size"], windows_of["kernel"]
+    windows = grid(problem.technique, **windows_of, mode=problem.padding_mode)
+    return Stage(
+        name, in_channels, out_channels, size, windows.output_size(size, kernel), kernel, windows.stride, windows.pads,
+        windows.dilation, groups, problem.padding_mode, **({"biases": out_channels} | changes),
+    )  # fmt: skip

@@ -1,0 +1,171 @@
+"""What every operator does before and after its arithmetic: checks, autocast, batch axis, accumulation type, memory format."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, Concatenate, NoReturn, ParamSpec
+
+import torch
+from torch import Tensor
+
+from omniconv.layout import arrange, is_channels_last
+from omniconv.techniques._activation import activate
+
+P = ParamSpec("P")
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_HALVES = (torch.bfloat16, torch.float16)
+_AXES = {1: "T", 2: "H, W", 3: "D, H, W"}
+_NAMES = {1: "one axis", 2: "two axes", 3: "three axes"}
+
+
+def per_rank(core: Callable[Concatenate[int, P], Tensor]) -> tuple[Callable[P, Tensor], ...]:
+    """The 1-, 2- and 3-D functions of ``core(rank, …)``, named ``<core>1d``, ``<core>2d`` and ``<core>3d``.
+
+    The docstring of ``core`` serves all three: ``{n}`` is the rank, ``{axes}`` the spatial letters, ``{threes}`` and ``{ones}``
+    spatial sizes of an example, ``{taps}`` the taps of a 3-wide kernel.
+    """
+    return tuple(_of_rank(core, rank) for rank in (1, 2, 3))
+
+
+def _of_rank(core: Callable[Concatenate[int, P], Tensor], rank: int) -> Callable[P, Tensor]:
+    def function(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        return core(rank, *args, **kwargs)
+
+    signature = inspect.signature(core)
+    function.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])  # type: ignore[attr-defined]
+    function.__annotations__ = {k: v for k, v in core.__annotations__.items() if k != "rank"}
+    function.__name__ = function.__qualname__ = f"{core.__name__}{rank}d"
+    function.__module__ = core.__module__
+    function.__doc__ = ranked_text(core.__doc__ or "", rank)
+    return function
+
+
+def ranked_text(text: str, rank: int) -> str:
+    """A docstring template filled in for one rank."""
+    words = {"n": rank, "axes": _AXES[rank], "over": _NAMES[rank], "taps": 3**rank}
+    words |= {
+        "twice": 2 * 3**rank,
+        "threes": ", ".join("3" * rank),
+        "ones": ", ".join("1" * rank),
+        "twos": ", ".join("2" * rank),
+        "doubled": 2**rank,
+    }
+    for word, value in words.items():
+        text = text.replace("{" + word + "}", str(value))
+    return text
+
+
+def fail(op: str, must: str, got: object) -> NoReturn:
+    """Raises the house's ValueError."""
+    raise ValueError(f"{op}: {must}, got {got}")
+
+
+def receive(op: str, rank: int, input: Tensor, *, any_dtype: bool = False, **others: Tensor | None) -> tuple[Any, ...]:
+    """The operands, checked and cast: ``input`` with a batch axis first, then ``others`` in order (None stays None).
+
+    Under autocast, floating operands other than float64 take the autocast dtype, as torch's convolutions do.
+
+    Raises:
+        TypeError: An operand is not a dense tensor, or its dtype is not served.
+        ValueError: The number of axes is wrong, or dtypes or devices differ.
+    """
+    if not isinstance(input, Tensor):
+        raise TypeError(f"{op}: input must be a Tensor, got {type(input).__name__}")
+    if input.layout != torch.strided or input.is_quantized:
+        raise TypeError(f"{op}: input must be a dense Tensor, got {'a quantized one' if input.is_quantized else input.layout}")
+    if input.dim() not in (rank + 1, rank + 2):
+        fail(op, f"input must have {rank + 2} axes, or {rank + 1} without the batch", f"shape {tuple(input.shape)}")
+    for name, other in others.items():
+        if other is None:
+            continue
+        if not isinstance(other, Tensor):
+            raise TypeError(f"{op}: {name} must be a Tensor, got {type(other).__name__}")
+        if other.device != input.device:
+            fail(op, f"{name} must be on the input's device {input.device}", other.device)
+    device = input.device.type
+    if torch.is_autocast_enabled(device):
+        lower = torch.get_autocast_dtype(device)
+        input = _lowered(input, lower)
+        others = {name: None if other is None else _lowered(other, lower) for name, other in others.items()}
+    if not any_dtype and input.dtype not in FLOATS:
+        raise TypeError(f"{op}: input must be float32, float64, bfloat16 or float16, got {input.dtype}")
+    for name, other in others.items():
+        if other is not None and other.dtype != input.dtype:
+            fail(op, f"{name} must have the input's dtype {input.dtype}", other.dtype)
+    return (input if input.dim() == rank + 2 else input.unsqueeze(0), *others.values())
+
+
+def _lowered(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x
+
+
+def check_weight(op: str, x: Tensor, weight: Tensor, groups: int, name: str = "weight", in_axis: int = 1) -> None:
+    """Checks (O, C/G, K…), or (C, O/G, K…) with ``in_axis=0``, against the channels of ``x`` and the groups.
+
+    Raises:
+        TypeError: ``groups`` is not an int.
+        ValueError: The shapes do not agree.
+    """
+    channels = x.shape[1]
+    if isinstance(groups, bool) or not isinstance(groups, int):
+        raise TypeError(f"{op}: groups must be an int, got {groups!r}")
+    if groups < 1:
+        fail(op, "groups must be at least 1", groups)
+    if weight.dim() != x.dim():
+        fail(op, f"{name} must have {x.dim()} axes", f"shape {tuple(weight.shape)}")
+    if weight.shape[1 - in_axis] < 1:
+        fail(op, f"{name} must have at least one output channel", f"shape {tuple(weight.shape)}")
+    if channels % groups or weight.shape[0] % groups:
+        fail(
+            op,
+            f"groups must divide the input's {channels} channels and axis 0 of {name}",
+            f"{groups} for shape {tuple(weight.shape)}",
+        )
+    expected = channels // groups if in_axis else channels
+    if weight.shape[in_axis] != expected:
+        fail(
+            op,
+            f"{name} must have {expected} in axis {in_axis} for {channels} input channels in {groups} groups",
+            tuple(weight.shape),
+        )
+
+
+def check_bias(op: str, bias: Tensor | None, channels: int, name: str = "bias") -> None:
+    """Raises ValueError unless ``bias`` is None or has one number per channel."""
+    if bias is not None and bias.shape != (channels,):
+        fail(op, f"{name} must have shape ({channels},)", tuple(bias.shape))
+
+
+def accumulated_in(x: Tensor) -> torch.dtype:
+    """The dtype the arithmetic runs in: float32 for half types on the CPU, whose own kernels crawl, else the dtype itself."""
+    return torch.float32 if x.dtype in _HALVES and x.device.type == "cpu" else x.dtype
+
+
+def deliver(
+    input: Tensor,
+    rank: int,
+    compute: Callable[..., Tensor],
+    operands: Sequence[Tensor | None],
+    *settings: Any,
+    activation: str | None = None,
+) -> Tensor:
+    """``activation(compute(*operands, *settings))`` as the caller expects it.
+
+    Half types are widened once and rounded once; the result has the memory format of :mod:`omniconv.layout` and no batch axis
+    where ``input``, the tensor as the caller gave it, had none.
+    """
+    x = operands[0]
+    assert x is not None
+    wide, narrow = accumulated_in(x), x.dtype
+    if wide != narrow:
+        operands = [None if t is None else t.to(wide) for t in operands]
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        with torch.autocast(device, enabled=False):
+            y = activate(compute(*operands, *settings), activation)
+    else:
+        y = activate(compute(*operands, *settings), activation)
+    if wide != narrow:
+        y = y.to(narrow)
+    y = arrange(y, is_channels_last(x))
+    return y if input.dim() == rank + 2 else y.squeeze(0)
