@@ -43,7 +43,7 @@ def per_axis(op: str, name: str, value: int | Sequence[int], rank: int, minimum:
     >>> per_axis("conv2d", "stride", 2, rank=2)
     (2, 2)
     """
-    values = (value,) * rank if _is_integer(value) else value
+    values: Any = (value,) * rank if _is_integer(value) else value
     if not isinstance(values, (tuple, list)) or not all(_is_integer(v) for v in values):
         raise TypeError(f"{op}: {name} must be an int or a tuple of {rank} ints, got {value!r}")
     if len(values) == 1:
@@ -274,7 +274,8 @@ def spread(
     for e, s, d in zip(extra, strides, dilations, strict=True):
         if not isinstance(normal, str) and e >= max(s, d) and e > 0:
             raise ValueError(
-                f"{op}: output_padding must be below the stride or the dilation, got {extra} with stride {strides}, dilation {dilations}"
+                f"{op}: output_padding must be below the stride or the dilation, got {extra} "
+                f"with stride {strides}, dilation {dilations}"
             )
     settled = Spread(strides, crops, extra, dilations)
     if any(o < 1 for o in settled.output_size(size, kernel)):

@@ -103,7 +103,11 @@ class Problem:
             raise ValueError(f"Problem: the first token must be <technique><1|2|3>d, got {words[0]!r} in {text!r}")
         values: dict[str, Any] = {"technique": head[1]}
         for token in words[1:]:
-            for name, value in _read(token, int(head[2]), text).items():
+            try:
+                read = _read(token, int(head[2]))
+            except ValueError as error:
+                raise ValueError(f"Problem: {error}, got {token!r} in {text!r}") from None
+            for name, value in read.items():
                 if name in values:
                     raise ValueError(f"Problem: a setting must be given once, got a second {token!r} in {text!r}")
                 values[name] = value
@@ -148,51 +152,48 @@ def _joined(values: tuple[Any, ...]) -> str:
     return words[0] if len(set(words)) == 1 else "x".join(words)
 
 
-def _read(token: str, rank: int, text: str) -> dict[str, Any]:
-    """The fields that one token sets."""
-
-    def fail(must: str) -> ValueError:
-        return ValueError(f"Problem: {must}, got {token!r} in {text!r}")
-
-    def number(word: str, minimum: int = 1) -> int:
-        if not _NUMBER.fullmatch(word) or int(word) < minimum:
-            raise fail(f"a number must be a whole number of at least {minimum}")
-        return int(word)
-
-    def axes(word: str, minimum: int = 1) -> tuple[int, ...]:
-        parts = [number(part, minimum) for part in word.split("x")]
-        if len(parts) not in (1, rank):
-            raise fail(f"a setting must have 1 or {rank} values joined by 'x'")
-        return tuple(parts * rank if len(parts) == 1 else parts)
-
-    def pads(word: str) -> str | Pairs:
-        if word in PADDING_NAMES:
-            return word
-        sides = [[number(side, 0) for side in part.split("+")] for part in word.split("x")]
-        if len(sides) not in (1, rank) or any(len(s) > 2 for s in sides):
-            raise fail(f"padding must be a name ({', '.join(PADDING_NAMES)}) or 1 or {rank} pads, each <both> or <before>+<after>")
-        return tuple((s[0], s[-1]) for s in (sides * rank if len(sides) == 1 else sides))
-
+def _read(token: str, rank: int) -> dict[str, Any]:
+    """The fields that one token sets; raises ValueError with what must hold."""
     if token == "cl":
         return {"channels_last": True}
     match = _TOKEN.fullmatch(token)
     if match is None:
-        raise fail("a token must be one of n c i k s p d g m h o op mode: dt: with a value, or cl")
+        raise ValueError("a token must be one of n c i k s p d g m h o op mode: dt: with a value, or cl")
     key, word = match[1], match[2]
-    if key == "n":
-        return {"batch": number(word, 0)}
     if key == "c":
         channels, dash, out = word.partition("-")
-        return {"channels": number(channels)} | ({"out_channels": number(out)} if dash else {})
+        return {"channels": _number(channels)} | ({"out_channels": _number(out)} if dash else {})
+    if key == "n":
+        return {"batch": _number(word, 0)}
     if key == "i":
-        return {"size": axes(word)}
+        return {"size": _axes(word, rank)}
     if key == "p":
-        return {"padding": pads(word)}
+        return {"padding": word if word in PADDING_NAMES else _pads(word, rank)}
     if key in _AXES:
-        return {_AXES[key]: axes(word, 0 if key == "op" else 1)}
+        return {_AXES[key]: _axes(word, rank, 0 if key == "op" else 1)}
     if key in _NUMBERS:
-        return {_NUMBERS[key]: number(word)}
+        return {_NUMBERS[key]: _number(word)}
     allowed = PADDING_MODES if key == "mode:" else tuple(DTYPES)
     if word not in allowed:
-        raise fail(f"{key} must be one of {', '.join(allowed)}")
+        raise ValueError(f"{key} must be one of {', '.join(allowed)}")
     return {_WORDS[key]: word}
+
+
+def _number(word: str, minimum: int = 1) -> int:
+    if not _NUMBER.fullmatch(word) or int(word) < minimum:
+        raise ValueError(f"a number must be a whole number of at least {minimum}")
+    return int(word)
+
+
+def _axes(word: str, rank: int, minimum: int = 1) -> tuple[int, ...]:
+    parts = [_number(part, minimum) for part in word.split("x")]
+    if len(parts) not in (1, rank):
+        raise ValueError(f"a setting must have 1 or {rank} values joined by 'x'")
+    return tuple(parts * rank if len(parts) == 1 else parts)
+
+
+def _pads(word: str, rank: int) -> Pairs:
+    sides = [[_number(side, 0) for side in part.split("+")] for part in word.split("x")]
+    if len(sides) not in (1, rank) or any(len(s) > 2 for s in sides):
+        raise ValueError(f"padding must be {', '.join(PADDING_NAMES)}, or 1 or {rank} pads, each <both> or <before>+<after>")
+    return tuple((s[0], s[-1]) for s in (sides * rank if len(sides) == 1 else sides))

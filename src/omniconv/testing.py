@@ -87,7 +87,7 @@ def assert_within_bound(technique: Technique, operands: Mapping[str, Any], y: Te
     worst = int(share.nan_to_num(nan=math.inf).argmax())
     if not share.flatten()[worst] <= 1:
         raise AssertionError(
-            f"{technique.name}: every error must stay under its bound, got {share.flatten()[worst]:.3g} of it at flat index {worst}: "
+            f"{technique.name}: every error must stay under its bound, got {share.flatten()[worst]:.3g} of it at index {worst}: "
             f"{y.flatten()[worst].item()!r} for {expected.flatten()[worst].item()!r}"
         )
     return float(share.flatten()[worst])

@@ -1,14 +1,26 @@
 """The techniques, each a vertical slice of its own file, and the one list of them."""
 
 from omniconv.problem import Problem
-from omniconv.techniques import depthwise, dilated, grouped, pointwise, standard
+from omniconv.techniques import (
+    depthwise,
+    depthwise_separable,
+    dilated,
+    grouped,
+    pointwise,
+    separable,
+    standard,
+    transposed,
+)
 from omniconv.techniques._technique import Cost, Operand, Peer, Stage, Technique
 
 TECHNIQUES: tuple[Technique, ...] = (
     standard.TECHNIQUE,
     dilated.TECHNIQUE,
+    transposed.TECHNIQUE,
+    separable.TECHNIQUE,
     depthwise.TECHNIQUE,
     pointwise.TECHNIQUE,
+    depthwise_separable.TECHNIQUE,
     grouped.TECHNIQUE,
 )
 

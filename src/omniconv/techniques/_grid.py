@@ -82,7 +82,8 @@ class GridLayer(Layer, nn.modules.conv._ConvNd):
             fail(name, f"padding_mode must be one of {', '.join(PADDING_MODES)}", repr(padding_mode))
         check_channels(name, groups=groups, in_channels=in_channels, out_channels=out_channels)
         check_activation(name, activation)
-        super().__init__(in_channels, out_channels, kernel, strides, 0, dilations, groups, bias, padding_mode, device, dtype)
+        made = (in_channels, out_channels, kernel, strides, 0, dilations, groups, bias, padding_mode, device, dtype)
+        super().__init__(*made)  # type: ignore[arg-type]  # torch.nn.Conv{1,2,3}d's, behind this class in every layer's bases
         self.padding = (
             normal if isinstance(normal, str) or any(b != a for b, a in normal) else tuple(b for b, _ in normal)
         )  # torch's form

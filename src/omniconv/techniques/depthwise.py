@@ -117,18 +117,29 @@ class DepthwiseConv(GridLayer):
         stride: int | Sequence[int] = 1,
         padding: Padding = 0,
         dilation: int | Sequence[int] = 1,
-        bias: bool = True,
-        padding_mode: str = "zeros",
         *,
         multiplier: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
         activation: str | None = None,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
         check_channels(type(self).__name__, groups=1, channels=channels, multiplier=multiplier)
         self._build(
-            channels, channels * multiplier, kernel_size, stride, padding, dilation, channels, bias, padding_mode, device, dtype, activation
-        )  # fmt: skip
+            channels,
+            channels * multiplier,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            channels,
+            bias,
+            padding_mode,
+            device,
+            dtype,
+            activation,
+        )
 
 
 class DepthwiseConv1d(DepthwiseConv, nn.Conv1d):

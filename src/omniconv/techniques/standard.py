@@ -209,8 +209,8 @@ TECHNIQUE = Technique(
     when="The default: mixes space and channels at once, and CPU libraries run it near the peak of the machine.",
     traps=(
         "Parameters and MACs grow with C·O·k: at 256 channels one 3×3 layer holds 590 thousand weights.",
-        "torch's 'same' depends on the kernel alone; TensorFlow's also on the input size ('same_minimal'): ported weights need the latter.",
-        "bfloat16 and float16 fall to torch's slowest path on CPUs without AVX-512: tens of times slower than float32. Here they do not.",
+        "torch's 'same' depends on the kernel alone; TensorFlow's also on the input size: ported weights need 'same_minimal'.",
+        "On CPUs without AVX-512 torch runs bfloat16 and float16 on its slowest path, tens of times behind float32. Not here.",
     ),
     paper="LeCun et al. 1989; arithmetic of the windows: Dumoulin & Visin 2016, arXiv:1603.07285",
     ops={1: conv1d, 2: conv2d, 3: conv3d},
