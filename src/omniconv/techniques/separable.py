@@ -220,7 +220,8 @@ class SeparableConv2d(Layer):
         return (
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
             f"padding={self.padding}, dilation={self.dilation}, groups={self.groups}, "
-            f"mid_channels={self.mid_channels}, bias={self.bias is not None}, padding_mode={self.padding_mode!r}, activation={self.activation!r}"
+            f"mid_channels={self.mid_channels}, bias={self.bias is not None}, padding_mode={self.padding_mode!r}, "
+            f"activation={self.activation!r}"
         )
 
 

@@ -1,0 +1,103 @@
+"""The grid reference is proved here: against torch, a sum written out by hand, and einsum over unfolded windows."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from omniconv import nn as onn
+from omniconv.functional import conv1d, conv2d, conv3d
+from omniconv.techniques.standard import reference
+
+TORCH = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("stride", "padding", "dilation", "groups"), [(1, 0, 1, 1), (2, 1, 1, 2), (3, 2, 2, 4), (1, 3, 3, 1), (2, 4, 1, 2)]
+)
+def test_reference_is_torchs_convolution(rank, stride, padding, dilation, groups):
+    x, w, b = normal(2, 4, *(9, 8, 7)[:rank]), normal(8, 4 // groups, *(3, 2, 3)[:rank], seed=1), normal(8, seed=2)
+    expected = TORCH[rank](x, w, b, stride, padding, dilation, groups)
+    torch.testing.assert_close(reference(x, w, b, stride, padding, dilation, groups), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_reference_pads_like_torch(rank, mode):
+    x, w = normal(1, 2, *(5, 4, 6)[:rank]), normal(3, 2, *(3, 3, 3)[:rank], seed=1)
+    pads = ((2, 1), (0, 3), (1, 2))[:rank]
+    flat = [p for pair in reversed(pads) for p in pair]
+    expected = TORCH[rank](F.pad(x, flat, mode=mode), w)
+    torch.testing.assert_close(reference(x, w, None, padding=pads, padding_mode=mode), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_three_by_three_by_hand():
+    x = torch.arange(1.0, 10.0).view(1, 1, 3, 3)
+    w = torch.tensor([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]]).view(1, 1, 3, 3)
+    # centre: (1 − 3) + 2·(4 − 6) + (7 − 9) = −8; a corner, top left: 0·… − 2·2 − 1·5 = −9
+    y = conv2d(x, w, padding=1)
+    assert y[0, 0, 1, 1] == -8
+    assert y[0, 0, 0, 0] == -9
+    assert torch.equal(y.double(), reference(x.double(), w.double(), padding=1))
+
+
+def test_is_einsum_over_windows():
+    x, w = normal(2, 3, 6, 5), normal(4, 3, 3, 2, seed=1)
+    windows = x.unfold(2, 3, 1).unfold(3, 2, 1)
+    torch.testing.assert_close(reference(x, w), torch.einsum("nchwij,ocij->nohw", windows, w), rtol=1e-12, atol=1e-12)
+
+
+def test_same_depends_on_the_kernel_alone_and_same_minimal_on_the_size():
+    x, w = torch.arange(1.0, 6.0).view(1, 1, 5), torch.tensor([1.0, 10.0, 100.0, 1000.0]).view(1, 1, 4)
+    # "same": D(K − 1) = 3 pads, 1 before and 2 after
+    assert conv1d(x, w, padding="same").flatten().tolist() == [3210.0, 4321.0, 5432.0, 543.0, 54.0]
+    assert conv1d(x, w, stride=2, padding="same").flatten().tolist() == [3210.0, 5432.0, 54.0]
+    # "same_minimal": (⌈5/2⌉ − 1)·2 + 4 − 5 = 3 pads for In = 5, (⌈6/2⌉ − 1)·2 + 4 − 6 = 2 for In = 6
+    assert conv1d(x, w, stride=2, padding="same_minimal").flatten().tolist() == [3210.0, 5432.0, 54.0]
+    x = torch.arange(1.0, 7.0).view(1, 1, 6)
+    assert conv1d(x, w, stride=2, padding="same_minimal").flatten().tolist() == [3210.0, 5432.0, 654.0]
+    assert conv1d(x, w, stride=2, padding="same").flatten().tolist() == [3210.0, 5432.0, 654.0]
+    w = torch.tensor([1.0, 10.0, 100.0]).view(1, 1, 3)
+    # K = 3, In = 6, S = 2: TensorFlow pads only after, torch's "same" on both sides
+    assert conv1d(x, w, stride=2, padding="same_minimal").flatten().tolist() == [321.0, 543.0, 65.0]
+    assert conv1d(x, w, stride=2, padding="same").flatten().tolist() == [210.0, 432.0, 654.0]
+
+
+def test_causal_sees_no_future():
+    w = torch.tensor([1.0, 10.0, 100.0]).view(1, 1, 3)
+    y = conv1d(torch.arange(1.0, 5.0).view(1, 1, 4), w, padding="causal", dilation=1)
+    assert y.flatten().tolist() == [100.0, 210.0, 321.0, 432.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128, torch.int64, torch.int32])
+def test_other_numbers_are_handed_to_torch(dtype):
+    x, w = torch.arange(16).view(1, 1, 4, 4).to(dtype), torch.arange(9).view(1, 1, 3, 3).to(dtype)
+    assert torch.equal(conv2d(x, w, stride=1), F.conv2d(x, w))
+
+
+def test_no_pad_is_copied_where_torch_pads_itself():
+    """A symmetric zero padding reaches torch as an argument: the graph holds one convolution and no pad."""
+    graph = torch.export.export(onn.Conv3d(2, 2, 3, padding=1), (torch.ones(1, 2, 4, 4, 4),)).graph
+    called = [node.target for node in graph.nodes if node.op == "call_function"]
+    assert called == [torch.ops.aten.conv3d.default]
+    assert conv3d(torch.ones(1, 1, 3, 3, 3), torch.ones(1, 1, 3, 3, 3), padding=1).sum() == 7**3
+
+
+def test_half_types_are_rounded_once():
+    """2048 ones and a half: float16 sums stop at 2048, a float32 sum rounded once does not."""
+    x = torch.ones(1, 4096, 1, dtype=torch.float16)
+    assert conv1d(x, torch.ones(1, 4096, 1, dtype=torch.float16)).item() == 4096
+    x = torch.ones(1, 300, 1, dtype=torch.bfloat16)
+    assert conv1d(x, torch.ones(1, 300, 1, dtype=torch.bfloat16)).item() == 300
+
+
+def test_layer_is_torchs_and_says_so():
+    layer = onn.Conv2d(2, 4, 3, padding=((1, 0), (0, 2)), activation="relu")
+    assert isinstance(layer, torch.nn.Conv2d)
+    assert "padding=((1, 0), (0, 2))" in repr(layer)
+    assert "activation='relu'" in repr(layer)
+    assert (layer(torch.randn(1, 2, 6, 6)) >= 0).all()
