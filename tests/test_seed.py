@@ -1,6 +1,6 @@
-"""Every example of the text that the library grew from, corrected where it was loose; the dynamic one is in techniques/test_dynamic.
+"""Every example of the text that the library grew from, corrected where it was loose.
 
-What the text has wrong, and what holds, is a table in docs/guide's sources; here each claim that can be computed is computed.
+The example of dynamic convolution, silently wrong as written, is in techniques/test_dynamic.py.
 """
 
 import pytest

@@ -179,6 +179,8 @@ def grid(
     pads = pads_of(normal, size, kernel, strides, dilations)
     fitted = normal == "same_minimal" and any(s > 1 for s in strides)
     for i, k, d, (before, after) in zip(size, kernel, dilations, pads, strict=True):
+        if fitted and not isinstance(before, int):
+            continue  # symbolic: comparing would pin the size that is being traced
         if not fitted and i + before + after < span(k, d):
             raise ValueError(
                 f"{op}: the padded input must hold one window, got size {i} + padding ({before}, {after}) "

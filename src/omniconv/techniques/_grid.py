@@ -20,17 +20,38 @@ _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, windows: Grid, groups: int = 1) -> Tensor:
     """torch's convolution; pads that differ between the sides, or other modes than zeros, are copied in first."""
     convolution = _CONVOLUTIONS[x.dim() - 2]
-    settled = not (windows.fitted and torch.compiler.is_compiling())  # else the pads may be symbolic: not to be compared
-    if settled and windows.mode == "zeros" and all(before == after for before, after in windows.pads):
+    if not _symbolic(windows) and windows.mode == "zeros" and all(before == after for before, after in windows.pads):
         pads = tuple(before for before, _ in windows.pads)
         return convolution(x, weight, bias, windows.stride, pads, windows.dilation, groups)
     return convolution(pad(x, windows), weight, bias, windows.stride, 0, windows.dilation, groups)
 
 
+def _symbolic(windows: Grid) -> bool:
+    """Whether the pads may be symbolic; to compare them would pin the size that is being traced."""
+    return windows.fitted and torch.compiler.is_compiling()
+
+
 def pad(x: Tensor, windows: Grid) -> Tensor:
     """A copy of ``x`` with the pads of the windows on every axis."""
+    if windows.mode != "zeros" and _symbolic(windows):
+        return _padded_by_index(x, windows)
     flat = [p for pair in reversed(windows.pads) for p in pair]
     return F.pad(x, flat, mode="constant" if windows.mode == "zeros" else windows.mode)
+
+
+def _padded_by_index(x: Tensor, windows: Grid) -> Tensor:
+    """:func:`pad` without comparing pads and sizes, which torch's own padding modes do."""
+    for axis, (before, after) in enumerate(windows.pads, start=2):
+        last = x.shape[axis] - 1
+        reads = torch.arange(x.shape[axis] + before + after, device=x.device) - before
+        if windows.mode == "reflect":
+            reads = last - (last - reads.abs()).abs()
+        elif windows.mode == "replicate":
+            reads = reads.clamp(0, last)
+        else:
+            reads = reads.remainder(last + 1)
+        x = x.index_select(axis, reads)
+    return x
 
 
 def _plain_torch(
