@@ -11,6 +11,7 @@ Sizes and pads may be symbolic integers of a traced graph; kernels, strides and 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 Pair = tuple[int, int]
@@ -21,9 +22,18 @@ PADDING_NAMES = ("valid", "same", "same_minimal", "causal")
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
-def _is_integer(value: Any) -> bool:
-    """True for ints and symbolic ints, not for bools, floats and tensors."""
-    return hasattr(value, "__index__") and not isinstance(value, bool) and not hasattr(value, "shape")
+LARGEST = 2**31 - 1  # of a setting: beyond it positions would not fit the integers that kernels count in
+
+
+def is_integer(value: Any) -> bool:
+    """True for ints, numpy's too, and symbolic ints (known by their node); not for bools, floats and tensors."""
+    if isinstance(value, bool):
+        return False
+    return isinstance(value, (int, Integral)) or hasattr(value, "node")
+
+
+def _is_symbolic(value: object) -> bool:
+    return not isinstance(value, int)
 
 
 def per_axis(op: str, name: str, value: int | Sequence[int], rank: int, minimum: int = 1) -> tuple[int, ...]:
@@ -43,16 +53,21 @@ def per_axis(op: str, name: str, value: int | Sequence[int], rank: int, minimum:
     >>> per_axis("conv2d", "stride", 2, rank=2)
     (2, 2)
     """
-    values: Any = (value,) * rank if _is_integer(value) else value
-    if not isinstance(values, (tuple, list)) or not all(_is_integer(v) for v in values):
+    if type(value) is int and minimum <= value <= LARGEST:
+        return (value,) * rank
+    values: Any = (value,) * rank if is_integer(value) else value
+    if not isinstance(values, (tuple, list)) or not all(is_integer(v) for v in values):
         raise TypeError(f"{op}: {name} must be an int or a tuple of {rank} ints, got {value!r}")
     if len(values) == 1:
         values = tuple(values) * rank
     if len(values) != rank:
         raise ValueError(f"{op}: {name} must have {rank} values, one per spatial axis, got {value!r}")
+    values = tuple(int(v) if isinstance(v, Integral) else v for v in values)
     if any(v < minimum for v in values):
         raise ValueError(f"{op}: {name} must be at least {minimum} on every axis, got {value!r}")
-    return tuple(values)
+    if any(isinstance(v, int) and v > LARGEST for v in values):
+        raise ValueError(f"{op}: {name} must be at most {LARGEST} on every axis, got {value!r}")
+    return values
 
 
 def span(kernel: int, dilation: int) -> int:
@@ -82,11 +97,13 @@ def normal_padding(op: str, padding: Padding, rank: int) -> str | Pairs:
 
 
 def _side_pair(op: str, padding: Padding, pair: Any) -> Pair:
-    if len(pair) != 2 or not all(_is_integer(p) for p in pair):
+    if len(pair) != 2 or not all(is_integer(p) for p in pair):
         raise TypeError(f"{op}: a padding pair must be two ints (before, after), got {pair!r} in {padding!r}")
-    before, after = pair
+    before, after = (int(p) if isinstance(p, Integral) else p for p in pair)
     if before < 0 or after < 0:
         raise ValueError(f"{op}: padding must be at least 0 on every side, got {padding!r}")
+    if any(isinstance(p, int) and p > LARGEST for p in (before, after)):
+        raise ValueError(f"{op}: padding must be at most {LARGEST} on every side, got {padding!r}")
     return before, after
 
 
@@ -179,8 +196,8 @@ def grid(
     pads = pads_of(normal, size, kernel, strides, dilations)
     fitted = normal == "same_minimal" and any(s > 1 for s in strides)
     for i, k, d, (before, after) in zip(size, kernel, dilations, pads, strict=True):
-        if fitted and not isinstance(before, int):
-            continue  # symbolic: comparing would pin the size that is being traced
+        if fitted and _is_symbolic(before):
+            continue  # to compare would pin the size that is being traced
         if not fitted and i + before + after < span(k, d):
             raise ValueError(
                 f"{op}: the padded input must hold one window, got size {i} + padding ({before}, {after}) "

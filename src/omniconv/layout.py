@@ -14,10 +14,9 @@ def is_channels_last(x: Tensor) -> bool:
     >>> is_channels_last(torch.zeros(1, 2, 3, 3).to(memory_format=torch.channels_last))
     True
     """
-    if x.dim() not in (4, 5):
+    if x.dim() not in (4, 5) or x.is_contiguous():
         return False
-    order = (0, *range(2, x.dim()), 1)
-    return _dense_in(x, order) and not _dense_in(x, range(x.dim()))
+    return _dense_in(x, (0, *range(2, x.dim()), 1))
 
 
 def arrange(y: Tensor, channels_last: bool) -> Tensor:
@@ -36,7 +35,7 @@ def arrange(y: Tensor, channels_last: bool) -> Tensor:
     return y.movedim(1, last).contiguous().movedim(last, 1)
 
 
-def _dense_in(x: Tensor, order: tuple[int, ...] | range) -> bool:
+def _dense_in(x: Tensor, order: tuple[int, ...]) -> bool:
     """Whether the elements lie densely with the axes in ``order``, slowest first; axes of size 1 do not count."""
     expected, strides = 1, x.stride()
     for axis in reversed(order):

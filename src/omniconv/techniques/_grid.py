@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from omniconv.geometry import PADDING_MODES, Grid, Padding, grid, normal_padding, per_axis
+from omniconv.geometry import PADDING_MODES, Grid, Padding, grid, is_integer, normal_padding, pads_of, per_axis
 from omniconv.problem import Problem
 from omniconv.techniques._activation import activate, check_activation
 from omniconv.techniques._layer import Layer
@@ -108,6 +108,9 @@ class GridLayer(Layer, nn.modules.conv._ConvNd):
         self.padding = (
             normal if isinstance(normal, str) or any(b != a for b, a in normal) else tuple(b for b, _ in normal)
         )  # torch's form
+        if normal != "same_minimal":  # torch.nn's own form of the pads, for tools that read it
+            pads = pads_of(normal, (), kernel, strides, dilations)
+            self._reversed_padding_repeated_twice = [p for pair in reversed(pads) for p in pair]
         self.activation = activation
 
     def operands(self, input: Tensor) -> dict[str, Any]:
@@ -129,7 +132,7 @@ class GridLayer(Layer, nn.modules.conv._ConvNd):
 def check_channels(name: str, *, groups: int, **channels: int) -> None:
     """Raises unless the channel counts are positive ints that the groups divide."""
     for argument, value in {"groups": groups, **channels}.items():
-        if isinstance(value, bool) or not isinstance(value, int):
+        if not is_integer(value):
             raise TypeError(f"{name}: {argument} must be an int, got {value!r}")
         if value < 1:
             fail(name, f"{argument} must be at least 1", value)

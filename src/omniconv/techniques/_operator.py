@@ -7,6 +7,7 @@ from typing import Any, Concatenate, NoReturn, ParamSpec
 import torch
 from torch import Tensor
 
+from omniconv.geometry import is_integer
 from omniconv.layout import arrange, is_channels_last
 from omniconv.techniques._activation import activate
 
@@ -107,7 +108,7 @@ def check_weight(op: str, x: Tensor, weight: Tensor, groups: int, name: str = "w
         ValueError: The shapes do not agree.
     """
     channels = x.shape[1]
-    if isinstance(groups, bool) or not isinstance(groups, int):
+    if not is_integer(groups):
         raise TypeError(f"{op}: groups must be an int, got {groups!r}")
     if groups < 1:
         fail(op, "groups must be at least 1", groups)
