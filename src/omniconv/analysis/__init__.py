@@ -1,0 +1,1 @@
+"""What is known of the techniques and of this installation, as values and as tables."""

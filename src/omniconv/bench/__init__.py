@@ -1,0 +1,1 @@
+"""Measuring: real pictures and sequences through every technique, verified, counted and timed."""

@@ -1,0 +1,42 @@
+"""The command line: parsing and printing only. Every command is a function of the library that returns a dataclass."""
+
+import sys
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from omniconv.cli import catalogue, compare, doctor
+
+app = typer.Typer(
+    help="Every convolution a network designer reaches for: compare them, list them, look one up.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("compare")(compare.command)
+app.command("list")(catalogue.list_techniques)
+app.command("info")(catalogue.info)
+app.command("doctor")(doctor.doctor)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"omniconv {version('omniconv')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    asked: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """The console script ``omniconv``."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal without × and ± shows ? rather than a traceback
+    app(prog_name="omniconv")

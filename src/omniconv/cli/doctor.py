@@ -1,0 +1,60 @@
+"""``omniconv doctor``."""
+
+from rich.console import Console
+from rich.text import Text
+
+from omniconv.analysis.doctor import Examination, examine
+from omniconv.analysis.tables import Column, Table
+from omniconv.cli.output import TEXT_SUFFIXES, FileOption, ForceOption, Format, FormatOption, check_file, deliver, draw, give_up
+
+_PACKAGES: tuple[Column, ...] = (
+    Column("package", "package", lambda p: p.name, style=lambda p: "bold"),
+    Column("version", "version", lambda p: p.version, lambda p: p.version or "not installed"),
+)
+_MACHINE: tuple[Column, ...] = (
+    Column("property", "property", lambda fact: fact[0], style=lambda fact: "bold"),
+    Column("value", "value", lambda fact: fact[1]),
+)
+_PATHS: tuple[Column, ...] = (
+    Column("op", "op", lambda p: p.op, style=lambda p: "bold"),
+    Column("path", "path", lambda p: p.path),
+    Column("description", "what it does", lambda p: p.description, folds=True),
+    Column("reason", "why", lambda p: p.reason, folds=True, needs=100),
+)
+
+
+def _tables(found: Examination) -> list[Table]:
+    machine = found.machine
+    load = "unknown" if machine.load is None else " ".join(f"{value:.2f}" for value in machine.load)
+    facts = [
+        ("processor", machine.cpu),
+        ("cores", str(machine.cores)),
+        ("torch threads", str(machine.threads)),
+        ("instruction set", machine.capability),
+        ("system", machine.system),
+        ("python", machine.python),
+        ("load average", load),
+    ]
+    reasons = ", ".join(dict.fromkeys(f"{path.path} because {path.reason}" for path in found.paths))
+    return [
+        Table("Versions", _PACKAGES, found.packages),
+        Table("Machine", _MACHINE, facts),
+        Table("Which path each op takes", _PATHS, found.paths, caption=f"{len(found.paths)} ops: {reasons}."),
+    ]
+
+
+def doctor(form: FormatOption = Format.table, output: FileOption = None, force: ForceOption = False) -> None:
+    """Versions, the machine, and which path each op takes and why."""
+    try:
+        check_file("doctor", output, force, TEXT_SUFFIXES)
+    except ValueError as error:
+        give_up(error)
+    found = examine()
+    tables = _tables(found)
+
+    def show(console: Console) -> None:
+        for table in tables:
+            draw(table, console)
+            console.print(Text())
+
+    deliver("doctor", found, tables, form, output, show=show)

@@ -1,0 +1,139 @@
+"""How a result leaves: a table for people or JSON, CSV, Markdown on standard output, and the same in a file."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from omniconv.analysis.tables import Column, Table, as_csv, as_json, as_markdown
+
+
+class Format(str, Enum):
+    """What a result can be printed as."""
+
+    table = "table"
+    json = "json"
+    csv = "csv"
+    md = "md"
+
+
+FormatOption = Annotated[Format, typer.Option("--format", help="What to print.")]
+FileOption = Annotated[
+    Path | None, typer.Option("--output", "-o", metavar="FILE", help="Also write the result to FILE, in the format of its suffix.")
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite FILE.")]
+
+Show = Callable[[Console], None]
+Writer = Callable[[], str]
+
+
+def notes() -> Console:
+    """Standard error, where everything goes that is not the result."""
+    return Console(stderr=True, highlight=False, markup=False, emoji=False)
+
+
+def give_up(error: object) -> NoReturn:
+    """Says in one line what is wrong with the call; exit code 2."""
+    notes().print(Text(str(error)), soft_wrap=True)
+    raise typer.Exit(2)
+
+
+def check_file(command: str, file: Path | None, force: bool, suffixes: Sequence[str]) -> None:
+    """Raises ValueError unless the file can be written and has one of the suffixes, before any work."""
+    if file is None:
+        return
+    if file.suffix.lower() not in suffixes:
+        known = f"{', '.join(suffixes[:-1])} or {suffixes[-1]}"
+        raise ValueError(f"{command}: the output file must end in {known}, got '{file}'")
+    if file.is_dir():
+        raise ValueError(f"{command}: the output must be a file, got the folder '{file}'")
+    if file.exists() and not force:
+        raise ValueError(f"{command}: the output file must not exist (--force overwrites it), got '{file}'")
+    if not file.parent.is_dir():
+        raise ValueError(f"{command}: the output file must lie in a folder that exists, got '{file}'")
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise ValueError(f"{command}: the output file must be writable, got '{file}'")
+
+
+def write_file(command: str, file: Path, text: str) -> None:
+    """Writes the file whole or not at all."""
+    part = file.with_name(f".{file.name}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, file)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        give_up(f"{command}: the output file must be writable, got '{file}' ({error.strerror})")
+    notes().print(Text(f"{file} written"), soft_wrap=True)
+
+
+def deliver(
+    command: str,
+    result: Any,
+    tables: Sequence[Table],
+    form: Format,
+    file: Path | None = None,
+    *,
+    show: Show,
+    remarks: Sequence[str] = (),
+    writers: dict[str, Writer] | None = None,
+) -> None:
+    """Prints a result and writes it to the file.
+
+    Args:
+        command: Who speaks in errors.
+        result: The dataclass, for JSON.
+        tables: Its rows, for CSV and Markdown.
+        form: What to print.
+        file: Where to write it too; its suffix says as what.
+        show: Draws the table for people.
+        remarks: Lines below the Markdown.
+        writers: Further suffixes of the file.
+    """
+    texts: dict[str, Writer] = {
+        ".json": lambda: as_json(result),
+        ".csv": lambda: as_csv(tables),
+        ".md": lambda: "\n".join([as_markdown(tables), *(line for remark in remarks for line in ("", remark))]),
+    }
+    if form is Format.table:
+        show(Console(highlight=False, markup=False, emoji=False))
+    else:
+        sys.stdout.write(texts[f".{form.value}"]() + "\n")
+        sys.stdout.flush()
+    if file is not None:
+        write_file(command, file, (texts | (writers or {}))[file.suffix.lower()]() + "\n")
+
+
+TEXT_SUFFIXES = (".json", ".csv", ".md")
+
+
+def draw(table: Table, console: Console) -> None:
+    """Draws a table: columns that need a wider terminal are left out, those that go under another become its second line."""
+    beside = [c for c in table.columns if c.under is None and c.needs <= console.width]
+    below = {c.under: c for c in table.columns if c.under is not None}
+    drawn = RichTable(box=box.SIMPLE_HEAD, title=table.title or None, title_justify="left", title_style="bold", pad_edge=False)
+    for column in beside:
+        folds = column.name in below or column.folds
+        drawn.add_column(
+            column.head, justify="right" if column.right else "left", no_wrap=not folds, vertical="top", overflow="fold"
+        )
+    for row in table.rows:
+        drawn.add_row(*[_cell(column, below.get(column.name), row) for column in beside])
+    console.print(drawn)
+    if table.caption:
+        console.print(Text(table.caption, style="dim"))
+
+
+def _cell(column: Column, below: Column | None, row: Any) -> Text:
+    cell = Text(column.shown(row), style=column.style(row) if column.style else "")
+    if below is not None:
+        cell.append(f"\n{below.shown(row)}", style="not bold dim")
+    return cell
