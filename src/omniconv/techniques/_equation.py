@@ -81,10 +81,9 @@ def spread_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, windows: 
         for axis, (t, out) in enumerate(zip(tap, outputs, strict=True)):
             targets = [i * windows.stride[axis] - windows.crops[axis][0] + t * windows.dilation[axis] for i in range(inputs[axis])]
             kept = [i for i, target in enumerate(targets) if 0 <= target < out]
-            place = torch.zeros(len(kept), out, dtype=x.dtype, device=x.device)
-            for row, i in enumerate(kept):
-                place[row, targets[i]] = 1
+            places = torch.tensor([targets[i] for i in kept], dtype=torch.long, device=x.device)
             chosen = contribution.index_select(axis + 2, torch.tensor(kept, dtype=torch.long, device=x.device))
-            contribution = torch.tensordot(chosen, place, dims=([axis + 2], [0])).movedim(-1, axis + 2)
+            wide = [out if a == axis + 2 else n for a, n in enumerate(contribution.shape)]
+            contribution = chosen.new_zeros(wide).index_add(axis + 2, places, chosen)
         y = y + contribution
     return with_bias(y, bias)
