@@ -67,8 +67,8 @@ def alternate(
 
     Args:
         candidates: What to call, by name.
-        budget: Seconds that the rounds may take, warm-up apart. One that is so slow that it would use up twice its share takes part
-            in no more than the fewest rounds.
+        budget: Seconds that the rounds may take, warm-up apart. Whoever has used up an equal share of it leaves the rest of the
+            rounds to the others.
         rounds: The fewest and the most samples of each.
         sample: Seconds that one sample lasts at least.
         progress: Called with the share of the work that is done, in [0, 1].
@@ -112,7 +112,7 @@ def _run(
     clock: Callable[[], float],
 ) -> None:
     names, (fewest, most) = list(candidates), rounds
-    share = 2 * budget / max(len(names), 1)
+    share = budget / max(len(names), 1)
     began = clock()
     for turn in range(most):
         spent = clock() - began
