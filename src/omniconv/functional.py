@@ -7,7 +7,9 @@ from omniconv.techniques.depthwise_separable import (
     depthwise_separable_conv3d,
 )
 from omniconv.techniques.dilated import dilated_conv1d, dilated_conv2d, dilated_conv3d
+from omniconv.techniques.dynamic import dynamic_conv1d
 from omniconv.techniques.grouped import grouped_conv1d, grouped_conv2d, grouped_conv3d
+from omniconv.techniques.lightweight import lightweight_conv1d
 from omniconv.techniques.pointwise import pointwise_conv1d, pointwise_conv2d, pointwise_conv3d
 from omniconv.techniques.separable import separable_conv2d
 from omniconv.techniques.standard import conv1d, conv2d, conv3d
@@ -29,9 +31,11 @@ __all__ = [
     "dilated_conv1d",
     "dilated_conv2d",
     "dilated_conv3d",
+    "dynamic_conv1d",
     "grouped_conv1d",
     "grouped_conv2d",
     "grouped_conv3d",
+    "lightweight_conv1d",
     "pointwise_conv1d",
     "pointwise_conv2d",
     "pointwise_conv3d",

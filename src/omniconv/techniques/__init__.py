@@ -5,7 +5,9 @@ from omniconv.techniques import (
     depthwise,
     depthwise_separable,
     dilated,
+    dynamic,
     grouped,
+    lightweight,
     pointwise,
     separable,
     standard,
@@ -22,6 +24,8 @@ TECHNIQUES: tuple[Technique, ...] = (
     pointwise.TECHNIQUE,
     depthwise_separable.TECHNIQUE,
     grouped.TECHNIQUE,
+    lightweight.TECHNIQUE,
+    dynamic.TECHNIQUE,
 )
 
 __all__ = ["TECHNIQUES", "Cost", "Operand", "Peer", "Stage", "Technique", "find", "parse"]

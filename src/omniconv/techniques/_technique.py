@@ -30,6 +30,7 @@ class Stage:
     """One linear convolution inside a technique; its cost is counted and proved by itself.
 
     ``weights`` and ``biases`` are the free numbers it owns (None: a weight for every tap and channel pair that meet).
+    ``flops`` are extras beyond the MACs per sample, ``batch_flops`` those made once for a whole batch.
     ``side`` marks a stage beside the path from input to output, such as the one that makes the offsets.
     """
 
@@ -48,6 +49,7 @@ class Stage:
     weights: int | None = None
     biases: int = 0
     flops: int = 0
+    batch_flops: int = 0
     side: bool = False
 
     @property
@@ -191,7 +193,7 @@ class Technique:
             params=params,
             macs_dense=dense,
             macs_valid=problem.batch * sum(s.macs_valid for s in stages),
-            flops=2 * dense + adds + problem.batch * sum(s.flops for s in stages),
+            flops=2 * dense + adds + sum(problem.batch * s.flops + s.batch_flops for s in stages),
             bytes=values * torch.empty((), dtype=problem.torch_dtype).element_size(),
             receptive_field=chained_receptive_field(stages),
         )

@@ -1,0 +1,281 @@
+"""Lightweight convolution: a depthwise convolution along a sequence whose kernel is shared per head and normalised.
+
+    w̃ = softmax(weight, over the taps)
+    y[n, c, t] = bias[c] + Σ_i w̃[c // (C/H), i] · x[n, c, t + i·D − before]
+
+Params  H·K             H = heads, K = taps
+MACs    N·T·C·K
+Paper   Wu et al. 2019, arXiv:1901.10430
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from omniconv.geometry import Grid, Padding
+from omniconv.problem import Problem
+from omniconv.techniques._grid import convolve as convolve_on_grid
+from omniconv.techniques._grid import grid_stage
+from omniconv.techniques._operator import fail, receive
+from omniconv.techniques._sequence import (
+    LAYOUTS,
+    TAKES,
+    Axes,
+    SequenceLayer,
+    arguments,
+    axes_of,
+    check_heads,
+    continued,
+    definition,
+    heads_of,
+    kernel_bound,
+    masked,
+    normalised,
+    of_channels,
+    run,
+    shift_and_add,
+    through_torch,
+    unfolded,
+    variant,
+    windows_of,
+)
+from omniconv.techniques._technique import Operand, Peer, Stage, Technique
+
+
+def reference(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    padding: Padding = "same",
+    *,
+    dilation: int | Sequence[int] = 1,
+    softmax: bool = True,
+    layout: str = "NCT",
+    padding_mode: str = "zeros",
+    padding_mask: Tensor | None = None,
+    weight_dropout: float = 0.0,
+    training: bool = False,
+    activation: str | None = None,
+) -> Tensor:
+    """The definition: the normalised kernel of the head that each channel belongs to."""
+    weights = F.dropout(weight.softmax(1) if softmax else weight, weight_dropout, training)
+    kernels = of_channels(weights, 0, input.shape[LAYOUTS[layout].channel])
+    return definition(
+        input, kernels[None, :, :, None], bias, padding=padding, dilation=dilation, layout=layout, padding_mode=padding_mode,
+        padding_mask=padding_mask, activation=activation,
+    )  # fmt: skip
+
+
+def convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None, axes: Axes, windows: Grid, mask: Tensor | None, softmax: bool, dropout: float
+) -> Tensor:
+    """Shift and add in the layout of ``x``, with a number per channel and tap."""
+    (heads, kernel), channels = weight.shape, x.shape[axes.channel]
+    x = continued(masked(x, mask, axes), axes.time, windows)
+    per_head = normalised(weight, 1, softmax, dropout).t()
+    per_channel = per_head.unsqueeze(2).expand(kernel, heads, channels // heads).flatten(1)
+    if axes.time > axes.channel:
+        per_channel, bias = per_channel.unsqueeze(2), None if bias is None else bias.unsqueeze(1)
+    return shift_and_add(x, per_channel.unbind(0), bias, axes.time, windows.dilation[0])
+
+
+def lightweight_conv1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    padding: Padding = "same",
+    *,
+    dilation: int | Sequence[int] = 1,
+    softmax: bool = True,
+    layout: str = "NCT",
+    padding_mode: str = "zeros",
+    padding_mask: Tensor | None = None,
+    weight_dropout: float = 0.0,
+    training: bool = False,
+    activation: str | None = None,
+) -> Tensor:
+    """Convolves each channel along time with the normalised kernel of its head.
+
+        w̃ = softmax(weight, over the taps)
+        y[n, c, t] = bias[c] + Σ_i w̃[c // (C/H), i] · input[n, c, t + i·dilation − before]
+
+    Half types are normalised and accumulated in float32 and rounded once.
+
+    Args:
+        input: (N, C, T), (N, T, C) or (T, N, C), as ``layout`` says; without the batch (C, T) or (T, C).
+        weight: (H, K); C/H consecutive channels share a head.
+        bias: (C,).
+        padding: Positions added per side: an int, one (before, after) pair as ``((1, 2),)``, "valid", "same", "same_minimal" (the
+            same as "same" here) or "causal".
+        dilation: Input steps between taps; 1 is dense.
+        softmax: Whether the kernel is normalised; without it the operator is linear in ``weight``.
+        layout: "NCT", "NTC" or "TNC".
+        padding_mode: What lies outside: "zeros", "reflect", "replicate" or "circular".
+        padding_mask: (N, T) of bools, (T,) without the batch; the input counts as zero where it is True.
+        weight_dropout: Rate at which single weights of the normalised kernel are dropped, and the rest scaled up, in training.
+        training: Whether ``weight_dropout`` acts.
+        activation: None, "relu", "relu6", "silu", "hardswish", "gelu" or "sigmoid", applied to the result.
+
+    Returns:
+        In the layout of the input, T + before + after − dilation·(K − 1) positions long; contiguous.
+
+    Raises:
+        TypeError: An operand is not a dense floating tensor, the mask is not bool, or a setting is of the wrong kind.
+        ValueError: Shapes, dtypes, devices or settings do not fit together.
+
+    Example:
+        >>> lightweight_conv1d(torch.arange(1.0, 6.0).view(1, 1, 5), torch.zeros(1, 3), padding="valid").flatten().tolist()
+        [2.0, 3.0, 4.0]
+
+    Source: Wu et al. 2019, arXiv:1901.10430.
+    """
+    op = "lightweight_conv1d"
+    x, weight, bias = receive(op, 1, input, weight=weight, bias=bias)
+    axes = axes_of(op, layout, input.dim() == 3)
+    if weight.dim() != 2:
+        fail(op, "weight must be (H, K)", f"shape {tuple(weight.shape)}")
+    check_heads(op, "weight", "(H, K)", weight.shape, weight.shape[0], x.shape[axes.channel])
+    windows = windows_of(op, x.shape[axes.time], weight.shape[1], padding, dilation, padding_mode)
+    return run(
+        op, convolve, input, x, weight, bias, axes, windows, softmax=softmax, padding_mask=padding_mask,
+        weight_dropout=weight_dropout, training=training, activation=activation,
+    )  # fmt: skip
+
+
+class LightweightConv1d(SequenceLayer):
+    """A layer whose kernel is shared per head and normalised; see :func:`omniconv.functional.lightweight_conv1d`.
+
+    The state dict holds ``weight`` (H, K) and, with ``bias=True``, ``bias`` (C,). The weight is filled as in fairseq: Glorot's
+    uniform distribution for the shape (H, 1, K); the bias with zeros. :func:`omniconv.convert.from_fairseq` loads fairseq's.
+
+    Example:
+        >>> LightweightConv1d(6, 3, heads=3)(torch.ones(1, 6, 5)).shape
+        torch.Size([1, 6, 5])
+    """
+
+    technique, rank, op = "lightweight", 1, lightweight_conv1d
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int | Sequence[int],
+        heads: int,
+        padding: Padding = "same",
+        *,
+        bias: bool = False,
+        weight_dropout: float = 0.0,
+        softmax: bool = True,
+        layout: str = "NCT",
+        dilation: int | Sequence[int] = 1,
+        padding_mode: str = "zeros",
+        activation: str | None = None,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(
+            channels, kernel_size, heads, padding, bias=bias, weight_dropout=weight_dropout, softmax=softmax, layout=layout,
+            dilation=dilation, padding_mode=padding_mode, activation=activation, device=device, dtype=dtype,
+        )  # fmt: skip
+        self.weight = nn.Parameter(torch.empty(heads, *self.kernel_size, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Fills the weight as fairseq does, the bias with zeros."""
+        limit = math.sqrt(6 / (self.weight.shape[1] + self.weight.numel()))
+        nn.init.uniform_(self.weight, -limit, limit)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def operands(self, input: Tensor, padding_mask: Tensor | None = None) -> dict[str, Any]:
+        """The keyword arguments with which ``forward`` calls the op."""
+        self.axes(input)
+        tensors = {"input": input, "weight": self.weight, "bias": self.bias, "padding_mask": padding_mask}
+        return tensors | self.settings()
+
+
+def bound(
+    u: float,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    padding: Padding = "same",
+    *,
+    softmax: bool = True,
+    activation: str | None = None,
+    **settings: Any,
+) -> Tensor:
+    """The error of the softmax through Σ w̃·x, and γ(K + 1)·Σ|w̃||x|."""
+    return kernel_bound(
+        reference, u, input, weight, bias, 1, padding=padding, softmax=softmax, activation=activation, **settings
+    )  # fmt: skip
+
+
+def operands(problem: Problem) -> dict[str, Operand]:
+    """Input, weight and bias."""
+    return {
+        "input": Operand((problem.batch, problem.channels, *problem.size)),
+        "weight": Operand((heads_of(problem), *problem.kernel)),
+        "bias": Operand((problem.channels,)),
+    }
+
+
+def stages(problem: Problem) -> tuple[Stage, ...]:
+    """One, depthwise, with a kernel per head; the softmax costs 4 a logit, once for the batch."""
+    channels, logits = problem.channels, heads_of(problem) * math.prod(problem.kernel)
+    return (grid_stage(problem, channels, channels, channels, weights=logits, batch_flops=4 * logits),)
+
+
+def layer(problem: Problem) -> nn.Module:
+    """The layer of a Problem."""
+    return LightweightConv1d(problem.channels, problem.kernel, heads_of(problem), bias=True, **arguments(problem))
+
+
+def _depthwise(input: Tensor, weight: Tensor, bias: Tensor | None = None, padding: Padding = "same", **settings: Any) -> Tensor:
+    def compute(x: Tensor, weight: Tensor, bias: Tensor | None, windows: Grid) -> Tensor:
+        per_channel = weight.repeat_interleave(x.shape[1] // weight.shape[0], 0).unsqueeze(1)
+        return convolve_on_grid(x, per_channel, bias, windows, x.shape[1])
+
+    return through_torch(compute, 1, input, weight, bias, padding, **settings)
+
+
+def _unfold(input: Tensor, weight: Tensor, bias: Tensor | None = None, padding: Padding = "same", **settings: Any) -> Tensor:
+    def compute(x: Tensor, weight: Tensor, bias: Tensor | None, windows: Grid) -> Tensor:
+        outputs = windows.output_size(x.shape[2:], weight.shape[1:])
+        return unfolded(x, weight[None, :, :, None].expand(x.shape[0], *weight.shape, *outputs), bias, windows)
+
+    return through_torch(compute, 1, input, weight, bias, padding, **settings)
+
+
+TECHNIQUE = Technique(
+    name="lightweight",
+    title="Lightweight",
+    summary="a depthwise kernel along a sequence, shared per head and normalised: H·K parameters",
+    sampling="grid",
+    mixing="one channel",
+    weights="shared per head, softmax",
+    formula="y[n,c,t] = b[c] + Σ_i softmax(W[c // (C/H)])[i] · x[n,c, t + i·D − P]",
+    when="Sequences (translation, speech, summaries) where self-attention is too dear: linear in length, hardly any parameters.",
+    traps=(
+        "The softmax makes every kernel an average: it cannot sharpen or subtract, that is left to the layers around it.",
+        "fairseq has two head orders: c // (C/H) in its T×B×C layer, c % H in its B×C×T layer; only the first is this one.",
+        "Published for sequences: the paper has no result on images.",
+    ),
+    paper="Wu et al. 2019, arXiv:1901.10430",
+    ops={1: lightweight_conv1d},
+    modules={1: LightweightConv1d},
+    reference=reference,
+    composite=convolve,
+    takes=TAKES,
+    operands=operands,
+    arguments=arguments,
+    layer=layer,
+    stages=stages,
+    bound=bound,
+    variant=variant,
+    peers=(Peer("torch depthwise", _depthwise), Peer("torch unfold", _unfold)),
+    linear={"softmax": False},
+)
