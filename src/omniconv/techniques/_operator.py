@@ -61,21 +61,31 @@ def fail(op: str, must: str, got: object) -> NoReturn:
     raise ValueError(f"{op}: {must}, got {got}")
 
 
-def receive(op: str, rank: int, input: Tensor, *, any_dtype: bool = False, **others: Tensor | None) -> tuple[Any, ...]:
+def receive(
+    op: str,
+    rank: int,
+    input: Tensor,
+    *,
+    any_dtype: bool = False,
+    mixed: bool = False,
+    called: str = "input",
+    **others: Tensor | None,
+) -> tuple[Any, ...]:
     """The operands, checked and cast: ``input`` with a batch axis first, then ``others`` in order (None stays None).
 
-    Under autocast, floating operands other than float64 take the autocast dtype, as torch's convolutions do.
+    Under autocast, floating operands other than float64 take the autocast dtype, as torch's convolutions do. ``mixed`` lets the
+    others have another served dtype than the input; ``called`` is the input's name in error messages.
 
     Raises:
         TypeError: An operand is not a dense tensor, or its dtype is not served.
         ValueError: The number of axes is wrong, or dtypes or devices differ.
     """
     if not isinstance(input, Tensor):
-        raise TypeError(f"{op}: input must be a Tensor, got {type(input).__name__}")
+        raise TypeError(f"{op}: {called} must be a Tensor, got {type(input).__name__}")
     if input.layout != torch.strided or input.is_quantized:
-        raise TypeError(f"{op}: input must be a dense Tensor, got {'a quantized one' if input.is_quantized else input.layout}")
+        raise TypeError(f"{op}: {called} must be a dense Tensor, got {'a quantized one' if input.is_quantized else input.layout}")
     if input.dim() not in (rank + 1, rank + 2):
-        fail(op, f"input must have {rank + 2} axes, or {rank + 1} without the batch", f"shape {tuple(input.shape)}")
+        fail(op, f"{called} must have {rank + 2} axes, or {rank + 1} without the batch", f"shape {tuple(input.shape)}")
     for name, other in others.items():
         if other is None:
             continue
@@ -89,11 +99,18 @@ def receive(op: str, rank: int, input: Tensor, *, any_dtype: bool = False, **oth
         input = _lowered(input, lower)
         others = {name: None if other is None else _lowered(other, lower) for name, other in others.items()}
     if not any_dtype and input.dtype not in FLOATS:
-        raise TypeError(f"{op}: input must be float32, float64, bfloat16 or float16, got {input.dtype}")
+        raise TypeError(f"{op}: {called} must be float32, float64, bfloat16 or float16, got {input.dtype}")
     for name, other in others.items():
         if other is not None and other.dtype != input.dtype:
-            fail(op, f"{name} must have the input's dtype {input.dtype}", other.dtype)
+            _refuse_dtype(op, name, other, input, mixed)
     return (input if input.dim() == rank + 2 else input.unsqueeze(0), *others.values())
+
+
+def _refuse_dtype(op: str, name: str, other: Tensor, input: Tensor, mixed: bool) -> None:
+    if not mixed:
+        fail(op, f"{name} must have the input's dtype {input.dtype}", other.dtype)
+    if other.dtype not in FLOATS:
+        raise TypeError(f"{op}: {name} must be float32, float64, bfloat16 or float16, got {other.dtype}")
 
 
 def _lowered(x: Tensor, dtype: torch.dtype) -> Tensor:
