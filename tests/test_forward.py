@@ -1,6 +1,5 @@
 """Every op against its reference: whole numbers exactly, random ones under the derived bound; any strides, any batch."""
 
-
 import pytest
 import torch
 from cases import (
