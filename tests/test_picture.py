@@ -206,9 +206,10 @@ def test_damaged_bytes_never_give_a_traceback(tmp_path, suffix):
             content[place] = int(rng.integers(0, 256))
         (tmp_path / "a").write_bytes(bytes(content))
         try:
-            assert read_picture(tmp_path / "a").image.mode == "RGB"
+            answer = read_picture(tmp_path / "a").image.mode
         except ValueError as error:
-            assert str(error).startswith("compare: the picture must ")
+            answer = str(error)
+        assert answer == "RGB" or answer.startswith("compare: the picture must ")
 
 
 @pytest.mark.parametrize("side", [12_000, 30_000])

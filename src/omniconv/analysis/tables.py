@@ -15,8 +15,9 @@ SCHEMA_VERSION = 1
 class Column:
     """One column: ``name`` and ``value`` for machines, ``head`` and ``text`` for people.
 
-    ``head`` may break lines; ``right`` aligns numbers. In a terminal, a column is left out where there are fewer than ``needs``
-    characters, goes into the second line of the column that ``under`` names, ``folds`` long text and has a ``style`` of rich.
+    ``head`` may break lines; ``right`` aligns numbers; a ``hidden`` column is for machines alone. In a terminal, a column is left
+    out where there are fewer than ``needs`` characters, goes into the second line of the column that ``under`` names, ``folds``
+    long text and has a ``style`` of rich.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Column:
     under: str | None = None
     folds: bool = False
     style: Callable[[Any], str] | None = None
+    hidden: bool = False
 
     def shown(self, row: Any) -> str:
         """The cell for people; an en dash for what is unknown."""
@@ -45,6 +47,11 @@ class Table:
     columns: tuple[Column, ...]
     rows: Sequence[Any]
     caption: str = ""
+
+    @property
+    def visible(self) -> tuple[Column, ...]:
+        """The columns for people."""
+        return tuple(column for column in self.columns if not column.hidden)
 
 
 def plain(value: Any) -> Any:
@@ -99,9 +106,9 @@ def as_markdown(tables: Sequence[Table]) -> str:
 
 def _markdown(table: Table) -> str:
     lines = [f"### {table.title}", ""] if table.title else []
-    lines.append("| " + " | ".join(_escaped(column.head) for column in table.columns) + " |")
-    lines.append("|" + "|".join("---:" if column.right else "---" for column in table.columns) + "|")
-    lines += ["| " + " | ".join(_escaped(column.shown(row)) for column in table.columns) + " |" for row in table.rows]
+    lines.append("| " + " | ".join(_escaped(column.head) for column in table.visible) + " |")
+    lines.append("|" + "|".join("---:" if column.right else "---" for column in table.visible) + "|")
+    lines += ["| " + " | ".join(_escaped(column.shown(row)) for column in table.visible) + " |" for row in table.rows]
     return "\n".join(lines + (["", table.caption] if table.caption else []))
 
 

@@ -128,9 +128,10 @@ class Comparison:
 
     @property
     def verified(self) -> tuple[str, ...]:
-        """The techniques all of whose rows were verified."""
-        names = dict.fromkeys(row.technique for row in self.rows)
-        return tuple(n for n in names if all(row.status == "verified" for row in self.rows if row.technique == n))
+        """The techniques that have a verified row and no failed one."""
+        failed = {row.technique for row in self.failed}
+        names = dict.fromkeys(row.technique for row in self.rows if row.status == "verified")
+        return tuple(name for name in names if name not in failed)
 
     @property
     def failed(self) -> tuple[Row, ...]:
@@ -142,10 +143,10 @@ class Comparison:
         """One line that says what was verified and what was not."""
         total = len(dict.fromkeys(row.technique for row in self.rows))
         done = len(self.verified)
-        shares = [(row.share, row.technique) for row in self.rows if row.share is not None and row.status == "verified"]
+        shares = [row.share for row in self.rows if row.share is not None and row.status == "verified"]
         words = f"{done} {'' if done == total else f'of {total} '}techniques verified against their references"
         if shares:
-            words += f"; largest error {max(shares)[0]:.0%} of its bound ({max(shares)[1]})"
+            words += f"; largest error {max(shares):.0%} of its bound"
         for row in self.failed:
             words += f"; FAILED: {row.problem}: {row.reason}"
         return words + ("; interrupted" if self.interrupted else "")

@@ -117,9 +117,11 @@ TEXT_SUFFIXES = (".json", ".csv", ".md")
 
 def draw(table: Table, console: Console) -> None:
     """Draws a table: columns that need a wider terminal are left out, those that go under another become its second line."""
-    beside = [c for c in table.columns if c.under is None and c.needs <= console.width]
-    below = {c.under: c for c in table.columns if c.under is not None}
-    drawn = RichTable(box=box.SIMPLE_HEAD, title=table.title or None, title_justify="left", title_style="bold", pad_edge=False)
+    beside = [c for c in table.visible if c.under is None and c.needs <= console.width]
+    below = {c.under: c for c in table.visible if c.under is not None}
+    if table.title:
+        console.print(Text(table.title, style="bold"))
+    drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for column in beside:
         folds = column.name in below or column.folds
         drawn.add_column(
