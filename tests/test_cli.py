@@ -266,7 +266,8 @@ def test_info_names_the_techniques():
 def test_doctor():
     data = json.loads(run("doctor", "--format", "json").stdout)
     assert {package["name"] for package in data["packages"]} >= {"omniconv", "torch", "numpy"}
-    assert [path["op"] for path in data["paths"]] == [op.__name__ for t in TECHNIQUES for op in t.ops.values()]
+    assert [path["technique"] for path in data["paths"]] == NAMES
+    assert [path["ops"] for path in data["paths"]] == [[op.__name__ for op in t.ops.values()] for t in TECHNIQUES]
     for path in data["paths"]:
         assert path["path"] == "composite"
         assert path["reason"]

@@ -1,6 +1,7 @@
-"""What runs here and why: versions, the machine, and the path that every op takes."""
+"""What runs here and why: versions, the machine, and the path that the ops of every technique take."""
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
@@ -12,10 +13,11 @@ WHY_COMPOSITE = "this build has no native library"
 
 
 @dataclass(frozen=True)
-class OpPath:
-    """The path of one op, what it is in words, and why it and no other."""
+class Path:
+    """The path that the ops of a technique take, what it is in words, and why it and no other."""
 
-    op: str
+    technique: str
+    ops: tuple[str, ...]
     path: str
     description: str
     reason: str
@@ -35,7 +37,7 @@ class Examination:
 
     packages: tuple[Package, ...]
     machine: Machine
-    paths: tuple[OpPath, ...]
+    paths: tuple[Path, ...]
 
 
 def _version(package: str) -> str | None:
@@ -45,15 +47,18 @@ def _version(package: str) -> str | None:
         return None
 
 
+def _summary(function: Callable[..., object]) -> str:
+    return (inspect.getdoc(function) or "").partition("\n")[0].replace("``", "")
+
+
 def examine() -> Examination:
-    """Looks at what is installed, at the machine, and at the path of every op.
+    """Looks at what is installed, at the machine, and at the path of every technique.
 
     >>> examine().paths[0].path
     'composite'
     """
     paths = [
-        OpPath(op.__name__, "composite", (inspect.getdoc(technique.composite) or "").partition("\n")[0], WHY_COMPOSITE)
-        for technique in TECHNIQUES
-        for op in technique.ops.values()
+        Path(t.name, tuple(op.__name__ for op in t.ops.values()), "composite", _summary(t.composite), WHY_COMPOSITE)
+        for t in TECHNIQUES
     ]
     return Examination(tuple(Package(name, _version(name)) for name in PACKAGES), machine(), tuple(paths))

@@ -95,7 +95,7 @@ def _cell(value: Any) -> Any:
     if value is None:
         return ""
     if isinstance(value, (tuple, list)):
-        return "x".join(map(str, value))
+        return ("x" if all(isinstance(item, int) for item in value) else " ").join(map(str, value))
     return value
 
 

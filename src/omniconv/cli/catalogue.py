@@ -70,7 +70,7 @@ def _facts(known: Description) -> list[tuple[str, str]]:
         ("params", f"{cost.params:,}  ({_share(cost.params, base.params)} of {known.standard})"),
         ("MACs", f"{cost.macs_dense:,}  ({_share(cost.macs_dense, base.macs_dense)}); on real inputs {cost.macs_valid:,}"),
         ("bytes", f"{amount(float(cost.bytes))}B, each operand moved once"),
-        ("field", f"{field} input positions are seen by one output"),
+        ("receptive field", f"{field} input positions are seen by one output"),
         ("when", known.when),
         *[("trap", trap) for trap in known.traps],
         ("paper", known.paper),

@@ -16,11 +16,17 @@ _MACHINE: tuple[Column, ...] = (
     Column("value", "value", lambda fact: fact[1]),
 )
 _PATHS: tuple[Column, ...] = (
-    Column("op", "op", lambda p: p.op, style=lambda p: "bold"),
+    Column("technique", "technique", lambda p: p.technique, style=lambda p: "bold"),
+    Column("ops", "ops", lambda p: p.ops, lambda p: _names(p.ops), under="technique"),
     Column("path", "path", lambda p: p.path),
     Column("description", "what it does", lambda p: p.description, folds=True),
-    Column("reason", "why", lambda p: p.reason, folds=True, needs=100),
+    Column("reason", "why", lambda p: p.reason, needs=130),
 )
+
+
+def _names(ops: tuple[str, ...]) -> str:
+    """conv1d, 2d, 3d."""
+    return ", ".join([ops[0], *(op[-2:] for op in ops[1:])])
 
 
 def _tables(found: Examination) -> list[Table]:
@@ -35,16 +41,16 @@ def _tables(found: Examination) -> list[Table]:
         ("python", machine.python),
         ("load average", load),
     ]
-    reasons = ", ".join(dict.fromkeys(f"{path.path} because {path.reason}" for path in found.paths))
+    reasons = "; ".join(dict.fromkeys(f"{path.path}: {path.reason}" for path in found.paths))
     return [
         Table("Versions", _PACKAGES, found.packages),
         Table("Machine", _MACHINE, facts),
-        Table("Which path each op takes", _PATHS, found.paths, caption=f"{len(found.paths)} ops: {reasons}."),
+        Table("Which path the ops take", _PATHS, found.paths, caption=f"{reasons[0].upper()}{reasons[1:]}."),
     ]
 
 
 def doctor(form: FormatOption = Format.table, output: FileOption = None, force: ForceOption = False) -> None:
-    """Versions, the machine, and which path each op takes and why."""
+    """Versions, the machine, and which path the ops take and why."""
     try:
         check_file("doctor", output, force, TEXT_SUFFIXES)
     except ValueError as error:
