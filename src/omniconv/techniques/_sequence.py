@@ -49,6 +49,14 @@ def axes_of(op: str, layout: str, batched: bool) -> Axes:
     return LAYOUTS["NTC" if layout == "TNC" and not batched else layout]
 
 
+def check_axes(op: str, name: str, form: str, kernel: Tensor | None, count: int) -> None:
+    """Raises unless there is a kernel, with that many axes."""
+    if kernel is None:
+        raise TypeError(f"{op}: {name} must be a Tensor, got None")
+    if kernel.dim() != count:
+        fail(op, f"{name} must be {form}", f"shape {tuple(kernel.shape)}")
+
+
 def check_heads(op: str, name: str, form: str, shape: Sequence[int], heads: int, channels: int) -> None:
     """Raises ValueError unless there are channels and heads, and the heads divide the channels."""
     if channels < 1:

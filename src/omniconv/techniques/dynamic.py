@@ -27,6 +27,7 @@ from omniconv.techniques._sequence import (
     SequenceLayer,
     arguments,
     axes_of,
+    check_axes,
     check_heads,
     continued,
     definition,
@@ -146,8 +147,7 @@ def dynamic_conv1d(
     x, kernels, bias = receive(op, 1, input, kernels=kernels, bias=bias)
     batched = input.dim() == 3
     axes = axes_of(op, layout, batched)
-    if kernels.dim() != input.dim() + 1:
-        fail(op, f"kernels must be {'(N, H, K, Out)' if batched else '(H, K, Out)'}", f"shape {tuple(kernels.shape)}")
+    check_axes(op, "kernels", "(N, H, K, Out)" if batched else "(H, K, Out)", kernels, input.dim() + 1)
     kernels = kernels if batched else kernels.unsqueeze(0)
     check_heads(op, "kernels", "(N, H, K, Out)", kernels.shape, kernels.shape[1], x.shape[axes.channel])
     windows = windows_of(op, x.shape[axes.time], kernels.shape[2], padding, dilation, padding_mode)

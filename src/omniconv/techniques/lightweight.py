@@ -20,7 +20,7 @@ from omniconv.geometry import Grid, Padding
 from omniconv.problem import Problem
 from omniconv.techniques._grid import convolve as convolve_on_grid
 from omniconv.techniques._grid import grid_stage
-from omniconv.techniques._operator import fail, receive
+from omniconv.techniques._operator import receive
 from omniconv.techniques._sequence import (
     LAYOUTS,
     TAKES,
@@ -28,6 +28,7 @@ from omniconv.techniques._sequence import (
     SequenceLayer,
     arguments,
     axes_of,
+    check_axes,
     check_heads,
     continued,
     definition,
@@ -136,8 +137,7 @@ def lightweight_conv1d(
     op = "lightweight_conv1d"
     x, weight, bias = receive(op, 1, input, weight=weight, bias=bias)
     axes = axes_of(op, layout, input.dim() == 3)
-    if weight.dim() != 2:
-        fail(op, "weight must be (H, K)", f"shape {tuple(weight.shape)}")
+    check_axes(op, "weight", "(H, K)", weight, 2)
     check_heads(op, "weight", "(H, K)", weight.shape, weight.shape[0], x.shape[axes.channel])
     windows = windows_of(op, x.shape[axes.time], weight.shape[1], padding, dilation, padding_mode)
     return run(
