@@ -94,7 +94,7 @@ def receive(
         if other.device != input.device:
             fail(op, f"{name} must be on the input's device {input.device}", other.device)
     device = input.device.type
-    if torch.is_autocast_enabled(device):
+    if _autocasts(device):
         lower = torch.get_autocast_dtype(device)
         input = _lowered(input, lower)
         others = {name: None if other is None else _lowered(other, lower) for name, other in others.items()}
@@ -111,6 +111,10 @@ def _refuse_dtype(op: str, name: str, other: Tensor, input: Tensor, mixed: bool)
         fail(op, f"{name} must have the input's dtype {input.dtype}", other.dtype)
     if other.dtype not in FLOATS:
         raise TypeError(f"{op}: {name} must be float32, float64, bfloat16 or float16, got {other.dtype}")
+
+
+def _autocasts(device: str) -> bool:
+    return device != "meta" and torch.is_autocast_enabled(device)  # torch raises for meta
 
 
 def _lowered(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -178,7 +182,7 @@ def deliver(
     if wide != narrow:
         operands = [None if t is None else t.to(wide) for t in operands]
     device = x.device.type
-    if torch.is_autocast_enabled(device):
+    if _autocasts(device):
         with torch.autocast(device, enabled=False):
             y = activate(compute(*operands, *settings), activation)
     else:
