@@ -306,6 +306,17 @@ def test_verification_sees_every_layer_inside_and_a_small_error(technique, monke
         verify_layer(layer, x)
 
 
+def test_verification_sees_layers_within_other_modules(monkeypatch):
+    kind, other = find(BASE).modules[2], find(SEQUENCE_BASELINES[1]).modules[2]
+    module = torch.nn.Sequential(kind(2, 4, 3), torch.nn.ReLU(), torch.nn.Sequential(other(4, 3)))
+    x = torch.randn(1, 2, 7, 7)
+    assert [type(call.layer) for call in layer_calls(module, x)] == [kind, other]
+    assert 0 < verify_layer(module, x) <= 1
+    monkeypatch.setattr(other, "forward", lambda self, x: type(self).op(**self.operands(x)) + 1e-3)
+    with pytest.raises(AssertionError, match="bound"):
+        verify_layer(module, x)
+
+
 def test_verification_needs_a_layer_of_the_house():
     with pytest.raises(AssertionError, match="must hold a layer of the house"):
         verify_layer(torch.nn.Conv2d(1, 1, 1), torch.ones(1, 1, 2, 2))
