@@ -1,5 +1,7 @@
 """The operators: every convolution as a function. Re-exports only; each lives in the file of its technique."""
 
+from omniconv.techniques._causal import causal_conv1d_fn, causal_conv1d_update
+from omniconv.techniques.deformable import deform_conv2d
 from omniconv.techniques.depthwise import depthwise_conv1d, depthwise_conv2d, depthwise_conv3d
 from omniconv.techniques.depthwise_separable import (
     depthwise_separable_conv1d,
@@ -16,12 +18,15 @@ from omniconv.techniques.standard import conv1d, conv2d, conv3d
 from omniconv.techniques.transposed import conv_transpose1d, conv_transpose2d, conv_transpose3d
 
 __all__ = [
+    "causal_conv1d_fn",
+    "causal_conv1d_update",
     "conv1d",
     "conv2d",
     "conv3d",
     "conv_transpose1d",
     "conv_transpose2d",
     "conv_transpose3d",
+    "deform_conv2d",
     "depthwise_conv1d",
     "depthwise_conv2d",
     "depthwise_conv3d",

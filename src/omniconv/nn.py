@@ -1,5 +1,6 @@
 """The layers: every convolution as a module. Re-exports only; each lives in the file of its technique."""
 
+from omniconv.techniques.deformable import DeformConv2d
 from omniconv.techniques.depthwise import DepthwiseConv1d, DepthwiseConv2d, DepthwiseConv3d
 from omniconv.techniques.depthwise_separable import DepthwiseSeparableConv1d, DepthwiseSeparableConv2d, DepthwiseSeparableConv3d
 from omniconv.techniques.dilated import DilatedConv1d, DilatedConv2d, DilatedConv3d
@@ -18,6 +19,7 @@ __all__ = [
     "ConvTranspose1d",
     "ConvTranspose2d",
     "ConvTranspose3d",
+    "DeformConv2d",
     "DepthwiseConv1d",
     "DepthwiseConv2d",
     "DepthwiseConv3d",

@@ -2,6 +2,7 @@
 
 from omniconv.problem import Problem
 from omniconv.techniques import (
+    deformable,
     depthwise,
     depthwise_separable,
     dilated,
@@ -24,6 +25,7 @@ TECHNIQUES: tuple[Technique, ...] = (
     pointwise.TECHNIQUE,
     depthwise_separable.TECHNIQUE,
     grouped.TECHNIQUE,
+    deformable.TECHNIQUE,
     lightweight.TECHNIQUE,
     dynamic.TECHNIQUE,
 )
