@@ -72,6 +72,7 @@ def test_times_and_ratios(small):
         for row in rows:
             assert 0 < row.latency_s.low <= row.latency_s.median <= row.latency_s.high
             assert row.to_standard == pytest.approx(row.latency_s.median / base.latency_s.median)
+            assert row.peer_agrees
             assert row.peer == find(row.technique).peers[0].name
             assert row.to_peer == pytest.approx(row.op_s.median / row.peer_s.median)
 
@@ -173,6 +174,12 @@ def test_settings_that_are_refused(setting, value):
 # what goes wrong
 
 
+def owns(row, name):
+    """Whether a row's layer is one of that technique or owns one."""
+    inside = find(row.technique).layer(Problem.parse(row.problem)).modules()
+    return any(isinstance(m, omniconv.testing.Layer) and m.technique == name for m in inside)
+
+
 def broken(monkeypatch, name, **changes):
     """The list with one technique's record changed."""
     changed = tuple(replace(t, **changes) if t.name == name else t for t in TECHNIQUES)
@@ -188,9 +195,7 @@ def test_a_wrong_answer_fails_and_is_not_timed(monkeypatch, name):
     assert name in {row.technique for row in result.failed}
     assert not {row.technique for row in result.failed} & set(result.verified)
     for row in result.failed:
-        problem = Problem.parse(row.problem)
-        inside = find(row.technique).layer(problem).modules()  # a layer that owns one of the wrong kind is wrong too
-        assert any(isinstance(m, omniconv.testing.Layer) and m.technique == name for m in inside)
+        assert owns(row, name)
         assert "bound" in row.reason
         assert row.latency_s is row.to_standard is row.to_peer is None
     assert "FAILED" in result.verdict
@@ -212,10 +217,13 @@ def test_a_peer_that_computes_something_else_is_not_compared_with(monkeypatch):
     name = TECHNIQUES[-1].name
     peer = find(name).peers[0]
     broken(monkeypatch, name, peers=(replace(peer, run=lambda **operands: peer.run(**operands) * 1.1),))
-    row = compare(**SMALL).rows[-1]
+    result = compare(**SMALL)
+    row = result.rows[-1]
     assert row.status == "verified"
     assert row.latency_s
-    assert row.to_peer is None
+    assert row.peer_agrees is False
+    assert row.to_peer is row.peer_s is None
+    assert "≠: plain torch's answer" in as_markdown(tables(result))
 
 
 def test_a_wrong_gradient_fails(monkeypatch):
@@ -228,7 +236,9 @@ def test_a_wrong_gradient_fails(monkeypatch):
 
     broken(monkeypatch, BASE, reference=reference)
     assert not compare(**SMALL).failed
-    assert {row.technique for row in compare(**SMALL, backward=True).failed} == {BASE}
+    failed = compare(**SMALL, backward=True).failed
+    assert BASE in {row.technique for row in failed}
+    assert all(owns(row, BASE) for row in failed)
 
 
 def test_a_missing_gradient_fails(monkeypatch):

@@ -78,7 +78,8 @@ class Row:
     """One technique. MACs and bytes are of the whole batch; ratios are times over times, below 1 is faster.
 
     ``share`` is the largest error as a share of its derived bound. ``op_s`` and ``peer_s`` time the op alone and the first of its
-    peers, in plain torch, on the same operands; ``to_standard`` compares whole layers, with the base layer's row of the section.
+    peers, in plain torch, on the same operands, provided that it gives the same answer (``peer_agrees``). ``to_standard`` compares
+    whole layers, with the base layer's row of the section.
     """
 
     technique: str
@@ -97,6 +98,7 @@ class Row:
     latency_s: Timing | None = None
     op_s: Timing | None = None
     peer: str | None = None
+    peer_agrees: bool | None = None
     peer_s: Timing | None = None
     to_standard: float | None = None
     to_peer: float | None = None
@@ -310,8 +312,9 @@ def _time(work: list[_Work], settings: Settings, budget: float, progress: Callab
         candidates[f"op {index}"] = _op_call(type(call.layer).op, call.operands, call.y, settings.backward)
         if item.technique.peers:
             peer = item.technique.peers[0]
-            item.row = replace(item.row, peer=peer.name)
-            if _agrees(peer.run, call.operands, call.y):
+            agrees = _agrees(peer.run, call.operands, call.y)
+            item.row = replace(item.row, peer=peer.name, peer_agrees=agrees)
+            if agrees:
                 candidates[f"peer {index}"] = _op_call(peer.run, call.operands, call.y, settings.backward)
     try:
         timings = alternate(candidates, budget=budget, progress=progress)

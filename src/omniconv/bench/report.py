@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 from omniconv.analysis.tables import Column, Table, amount, figures
-from omniconv.bench.compare import Comparison, Row
+from omniconv.bench.compare import PEER_TOLERANCE, Comparison, Row
 from omniconv.bench.plot import montage, photograph, scatter
 from omniconv.problem import Problem
 from omniconv.techniques import find
@@ -16,6 +16,8 @@ LEGEND = (
     "× std: the layer's time over the standard layer's. × torch: the op's time over plain torch's on the same operands, "
     "≈ where they do not differ beyond noise. Below 1 is faster."
 )
+
+LEGEND_OF_DIFFERENCE = f" ≠: plain torch's answer is more than {PEER_TOLERANCE:.0%} away, so its time says nothing."
 
 
 def _latency(row: Row) -> str:
@@ -40,6 +42,8 @@ def _ratio(value: float | None, noise: bool | None = False) -> str:
 
 
 def _to_peer(row: Row) -> str:
+    if row.peer_agrees is False:
+        return "≠"
     return _ratio(row.to_peer, noise=row.peer_differs is False)
 
 
@@ -91,6 +95,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("latency_q3_ms", "", _latency_ms("high"), hidden=True),
     Column("samples", "", lambda r: r.latency_s.samples if r.latency_s else None, hidden=True),
     Column("peer", "", lambda r: r.peer, hidden=True),
+    Column("peer_agrees", "", lambda r: r.peer_agrees, hidden=True),
     Column("peer_differs", "", lambda r: r.peer_differs, hidden=True),
     Column("status", "", lambda r: r.status, hidden=True),
     Column("reason", "", lambda r: r.reason, hidden=True),
@@ -117,7 +122,8 @@ def tables(result: Comparison) -> list[Table]:
     }
     sections = {section: [row for row in result.rows if row.section == section] for section in titles}
     made = [Table(titles[section], COLUMNS, rows) for section, rows in sections.items() if rows]
-    return [*made[:-1], Table(made[-1].title, COLUMNS, made[-1].rows, LEGEND)]
+    legend = LEGEND + (LEGEND_OF_DIFFERENCE if any(row.peer_agrees is False for row in result.rows) else "")
+    return [*made[:-1], Table(made[-1].title, COLUMNS, made[-1].rows, legend)]
 
 
 def check_extra() -> None:
@@ -170,7 +176,7 @@ def _card(result: Comparison, index: int) -> _Card:
     technique = find(row.technique)
     features = result.features.get(index)
     shape = " × ".join(map(str, technique.output_shape(Problem.parse(row.problem))))
-    against = f"{_to_peer(row)} × {row.peer}" if row.to_peer is not None else "–"
+    against = f"{_to_peer(row)} × {row.peer}" if row.to_peer is not None else _to_peer(row)
     facts = (
         ("output", shape),
         ("parameters", f"{row.params:,}"),
