@@ -20,7 +20,6 @@ from onnx.backend.test.loader import DATA_DIR, load_model_tests
 from torch import Tensor
 
 from omniconv import functional
-from omniconv.techniques._causal import causal_conv1d_fn
 
 MODULES = {
     "Conv": "conv", "ConvTranspose": "convtranspose", "DeformConv": "deformconv", "CausalConvWithState": "causal_conv_with_state"
@@ -195,7 +194,7 @@ def _causal_conv_with_state(
     attributes: dict[str, Any], x: Tensor, weight: Tensor, bias: Tensor | None = None, past_state: Tensor | None = None
 ) -> tuple[Tensor, ...]:
     activation = attributes.get("activation", "none")
-    return causal_conv1d_fn(
+    return functional.causal_conv1d_fn(
         x,
         weight.squeeze(1),
         bias,

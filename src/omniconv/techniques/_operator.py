@@ -80,17 +80,14 @@ def receive(
         TypeError: An operand is not a dense tensor, or its dtype is not served.
         ValueError: The number of axes is wrong, or dtypes or devices differ.
     """
-    if not isinstance(input, Tensor):
-        raise TypeError(f"{op}: {called} must be a Tensor, got {type(input).__name__}")
-    if input.layout != torch.strided or input.is_quantized:
-        raise TypeError(f"{op}: {called} must be a dense Tensor, got {'a quantized one' if input.is_quantized else input.layout}")
+    _check_dense(op, called, input)
     if input.dim() not in (rank + 1, rank + 2):
         fail(op, f"{called} must have {rank + 2} axes, or {rank + 1} without the batch", f"shape {tuple(input.shape)}")
     for name, other in others.items():
-        if other is None:
+        if other is None and name.endswith(_MAY_BE_MISSING):
             continue
-        if not isinstance(other, Tensor):
-            raise TypeError(f"{op}: {name} must be a Tensor, got {type(other).__name__}")
+        _check_dense(op, name, other)
+        assert other is not None
         if other.device != input.device:
             fail(op, f"{name} must be on the input's device {input.device}", other.device)
     device = input.device.type
@@ -104,6 +101,16 @@ def receive(
         if other is not None and other.dtype != input.dtype:
             _refuse_dtype(op, name, other, input, mixed)
     return (input if input.dim() == rank + 2 else input.unsqueeze(0), *others.values())
+
+
+_MAY_BE_MISSING = ("bias", "mask", "states", "out")  # how the names of operands end that may be None
+
+
+def _check_dense(op: str, name: str, x: Any) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{op}: {name} must be a Tensor, got {type(x).__name__}")
+    if x.layout != torch.strided or x.is_quantized:
+        raise TypeError(f"{op}: {name} must be a dense Tensor, got {'a quantized one' if x.is_quantized else x.layout}")
 
 
 def _refuse_dtype(op: str, name: str, other: Tensor, input: Tensor, mixed: bool) -> None:

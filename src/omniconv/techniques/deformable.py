@@ -97,8 +97,9 @@ def convolve(
     outputs = windows.output_size((h, w), weight.shape[2:])
     taps = list(taps_of(weight.shape[2:]))
     groups = c // weight.shape[1]
-    # rows of channels, (N·H·W·Go, C/Go): one index brings a whole row
-    rows = x.reshape(n, offset_groups, c // offset_groups, h * w).permute(0, 3, 1, 2).reshape(-1, c // offset_groups)
+    # rows of channels, (N·H·W·Go, C/Go): one index brings a whole row; the last is zero, for what lies outside
+    rows = x.reshape(n, offset_groups, c // offset_groups, h * w).permute(0, 3, 1, 2).flatten(0, 2)
+    rows, outside = F.pad(rows, (0, 0, 0, 1)), n * h * w * offset_groups
     places = offset.reshape(n, offset_groups, len(taps), 2, *outputs)
     masks = None if mask is None else mask.reshape(n, offset_groups, len(taps), *outputs)
     batch = torch.arange(n, device=x.device).reshape(-1, 1, 1, 1) * (h * w)
@@ -117,18 +118,20 @@ def convolve(
             at_row, at_column = top + i, left + j
             inside = near & (at_row >= 0) & (at_row < h) & (at_column >= 0) & (at_column < w)
             share = (down if i else 1 - down) * (right if j else 1 - right)
-            share = torch.where(inside, share if masks is None else share * masks[:, :, t], 0)
-            where = torch.where(inside, at_row, 0).long() * w + torch.where(inside, at_column, 0).long()
-            index = ((batch + where) * offset_groups + group).movedim(1, -1)  # (N, Oh, Ow, Go)
-            value = rows.index_select(0, index.reshape(-1)).reshape(*index.shape, -1)
-            value = value * share.movedim(1, -1).unsqueeze(-1)
-            sample = value if sample is None else sample + value
+            share = torch.where(inside, share, 0)
+            where = (batch + at_row.long() * w + at_column.long()) * offset_groups + group
+            index = torch.where(inside, where, outside).movedim(1, -1)  # (N, Oh, Ow, Go)
+            value = rows.index_select(0, index.flatten()).reshape(*index.shape, c // offset_groups)
+            share = share.movedim(1, -1).unsqueeze(-1)
+            sample = value * share if sample is None else torch.addcmul(sample, value, share)
         assert sample is not None
+        if masks is not None:
+            sample = sample * masks[:, :, t].movedim(1, -1).unsqueeze(-1)
         product_of_tap = _mixed_rows(sample.reshape(-1, groups, c // groups), at_tap(weight, tap), groups)
         y = product_of_tap if y is None else y + product_of_tap
     assert y is not None
     y = y if bias is None else y + bias
-    return y.reshape(n, *outputs, -1).movedim(-1, 1)
+    return y.reshape(n, *outputs, weight.shape[0]).movedim(-1, 1)
 
 
 def _mixed_rows(sample: Tensor, weight: Tensor, groups: int) -> Tensor:
@@ -193,8 +196,6 @@ def deform_conv2d(
     if padding_mode != "zeros":
         fail(op, "padding_mode must be 'zeros' for a deformable convolution", repr(padding_mode))
     batched = input.dim() == 4
-    if offset is None or weight is None:
-        raise TypeError(f"{op}: offset and weight must be Tensors, got None")
     if weight.dim() != 4 or weight.shape[1] < 1 or x.shape[1] % weight.shape[1]:
         fail(op, f"weight must be (O, C/G, Kh, Kw) for {x.shape[1]} input channels", tuple(weight.shape))
     check_weight(op, x, weight, x.shape[1] // weight.shape[1])
@@ -203,8 +204,8 @@ def deform_conv2d(
     windows = _windows(op, x, weight, stride, padding, dilation)
     outputs = windows.output_size(x.shape[2:], weight.shape[2:])
     taps = weight.shape[2] * weight.shape[3]
-    offset, mask = (_with_batch(op, name, t, batched) for name, t in (("offset", offset), ("mask", mask)))
-    assert offset is not None
+    offset = _with_batch(op, "offset", offset, batched)
+    mask = None if mask is None else _with_batch(op, "mask", mask, batched)
     offset_groups = offset.shape[1] // (2 * taps)
     if offset.shape[1] != 2 * taps * offset_groups or offset_groups < 1 or x.shape[1] % offset_groups:
         must = f"offset must have 2·Go·{taps} channels, Go a divisor of the {x.shape[1]} input channels"
@@ -216,9 +217,7 @@ def deform_conv2d(
     return deliver(input, 2, convolve, operands, windows, offset_groups, activation=activation)
 
 
-def _with_batch(op: str, name: str, t: Tensor | None, batched: bool) -> Tensor | None:
-    if t is None:
-        return None
+def _with_batch(op: str, name: str, t: Tensor, batched: bool) -> Tensor:
     if t.dim() != (4 if batched else 3):
         fail(op, f"{name} must have {4 if batched else 3} axes, as the input", f"shape {tuple(t.shape)}")
     return t if batched else t.unsqueeze(0)
@@ -229,8 +228,8 @@ class DeformConv2d(Layer):
 
     ``offset_conv`` has the main kernel, stride, padding and dilation and starts at zero; with ``modulated`` it makes mask
     logits too, and mask = mask_scale · sigmoid(logit), so that a fresh layer with the default scale 2 *is* a standard convolution
-    (1 is the paper's and mmcv's). The state dict holds ``weight``, ``bias`` and ``offset_conv.*``. With ``offset="external"`` there is no offset
-    convolution: ``forward`` takes (input, offset, mask) and torchvision's state dict loads strictly.
+    (1 is the paper's and mmcv's). The state dict holds ``weight``, ``bias`` and ``offset_conv.*``. With ``offset="external"``
+    there is no offset convolution: ``forward`` takes (input, offset, mask) and torchvision's state dict loads strictly.
 
     Example:
         >>> DeformConv2d(2, 4, 3, padding=1)(torch.ones(1, 2, 5, 5)).shape
@@ -287,7 +286,7 @@ class DeformConv2d(Layer):
                 self.stride,
                 self.padding,
                 self.dilation,
-                **made,  # type: ignore[arg-type]
+                **made,
             )
         self.reset_parameters()
 
@@ -342,8 +341,9 @@ class DeformConv2d(Layer):
         """The constructor's arguments."""
         return (
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
-            f"padding={self.padding!r}, dilation={self.dilation}, groups={self.groups}, bias={self.bias is not None}, offset_groups={self.offset_groups}, "
-            f"modulated={self.modulated}, offset={'external' if self.offset_conv is None else 'learned'!r}, "
+            f"padding={self.padding!r}, dilation={self.dilation}, groups={self.groups}, bias={self.bias is not None}, "
+            f"offset_groups={self.offset_groups}, modulated={self.modulated}, "
+            f"offset={'external' if self.offset_conv is None else 'learned'!r}, "
             f"mask_scale={self.mask_scale}, activation={self.activation!r}"
         )
 
@@ -380,7 +380,7 @@ def bound(
     groups = offset.shape[1] // (2 * len(taps))
     places = offset.reshape(n, groups, len(taps), 2, *outputs).abs()
     masks = None if strength is None else strength.reshape(n, groups, len(taps), *outputs)
-    steepest = 2 * (input.abs().amax((2, 3)) if input.numel() else input.new_zeros(n, c)).reshape(n, groups, -1, 1, 1)
+    steepest = 2 * (input.abs().amax((2, 3)) if input.numel() else input.new_zeros(n, c)).reshape(n, groups, c // groups, 1, 1)
     coordinates = input.new_zeros(n, weight.shape[0], *outputs)
     for t, tap in enumerate(taps):
         row, column = _bases(windows, tap, outputs, offset)
