@@ -61,6 +61,14 @@ def from_fairseq(module: nn.Module) -> LightweightConv1d | DynamicConv1d:
         ValueError: It has a setting that no layer of ours has: ``renorm_padding`` under a softmax, ``in_proj``, another
             ``query_size``, or a ``padding_l`` outside the window.
 
+    Example:
+        >>> theirs = torch.nn.Module()  # fairseq's LightweightConv1dTBC, by its attributes
+        >>> theirs.input_size, theirs.kernel_size, theirs.num_heads, theirs.padding_l = 6, 3, 2, 2
+        >>> theirs.weight_softmax, theirs.weight_dropout, theirs.bias = True, 0.0, None
+        >>> theirs.weight = torch.nn.Parameter(torch.zeros(2, 1, 3))
+        >>> from_fairseq(theirs)(torch.ones(5, 1, 6)).shape
+        torch.Size([5, 1, 6])
+
     Source: Wu et al. 2019, arXiv:1901.10430, and its implementation, fairseq.
     """
     needed = ("input_size", "kernel_size", "num_heads", "weight_softmax")

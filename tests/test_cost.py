@@ -1,0 +1,123 @@
+"""Cost against oracles: with ones for inputs and weights, the sum of a convolution is the number of its multiply-accumulates."""
+
+from itertools import product
+from math import prod
+from operator import add
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import all_cases, on
+
+from omniconv.problem import Problem
+from omniconv.techniques import find, parse
+from omniconv.techniques._technique import Stage
+from omniconv.testing import make_inputs
+
+CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+SPREAD = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+
+def counted(stage: Stage, real: bool) -> float:
+    """The MACs of one sample by torch alone: all taps, or those on real inputs and kept outputs."""
+    rank = len(stage.size)
+    x = torch.ones(1, stage.in_channels, *stage.size, dtype=torch.float64)
+    flat = [p for pair in reversed(stage.pads) for p in pair]
+    if not stage.transposed:
+        weight = torch.ones(stage.out_channels, stage.in_channels // stage.groups, *stage.kernel, dtype=torch.float64)
+        x = F.pad(x, flat, value=0.0 if real else 1.0)
+        return float(CONVOLVE[rank](x, weight, None, stage.stride, 0, stage.dilation, stage.groups).sum())
+    weight = torch.ones(stage.in_channels, stage.out_channels // stage.groups, *stage.kernel, dtype=torch.float64)
+    y = SPREAD[rank](x, weight, None, stage.stride, 0, 0, stage.groups, stage.dilation)
+    if real:
+        for axis, ((before, _), out) in enumerate(zip(stage.pads, stage.out, strict=True), start=2):
+            y = y.narrow(axis, before, min(out, y.shape[axis] - before))
+    return float(y.sum())
+
+
+@on(all_cases())
+def test_macs_stage_by_stage(technique, problem):
+    for stage in technique.stages(problem):
+        assert stage.macs_dense == counted(stage, real=False)
+        assert stage.macs_valid == counted(stage, real=stage.padding_mode == "zeros")
+
+
+@on(all_cases())
+def test_totals_are_over_the_batch(technique, problem):
+    stages, cost, bare = technique.stages(problem), technique.cost(problem), technique.cost(problem, bias=False)
+    assert cost.macs_dense == problem.batch * sum(s.macs_dense for s in stages)
+    assert cost.macs_valid == problem.batch * sum(s.macs_valid for s in stages)
+    layer = technique.layer(problem)
+    assert cost.params == sum(p.numel() for p in layer.parameters())
+    assert bare.params == cost.params - sum(s.biases for s in stages)
+    adds = problem.batch * sum(prod(s.out) * s.out_channels for s in stages if s.biases)
+    assert cost.flops - bare.flops == adds
+    size = torch.empty((), dtype=problem.torch_dtype).element_size()
+    x = problem.batch * problem.channels * prod(problem.size)
+    assert cost.bytes == size * (x + cost.params + prod(technique.output_shape(problem)))
+
+
+@on([case for case in all_cases() if case[1].batch and case[1].padding_mode == "zeros"])
+def test_receptive_field_is_the_support_of_the_gradient(technique, problem):
+    """At an output inside a large input, with positive weights and no offsets: from the first input seen to the last."""
+    cost = technique.cost(problem)
+    wide = {
+        "size": tuple(4 * f + 4 * s + 9 for f, s in zip(cost.receptive_field, problem.stride, strict=True)),
+        "dtype": "f64",
+        "batch": 1,
+    }
+    large = technique.check(problem.replace(**wide))
+    operands = {n: x.abs() + 0.1 for n, x in make_inputs(technique, large).items()}
+    for name, operand in technique.operands(large).items():
+        if operand.fill == "offset":
+            operands[name] = torch.zeros_like(operands[name])
+    x = operands["input"].requires_grad_()
+    y = technique.call(large, operands)
+    middle = tuple(n // 2 for n in y.shape[2:])
+    widest = [0] * large.rank
+    # neighbouring outputs of a transposed convolution differ in phase: the widest counts
+    for shift in product(*map(range, large.stride)):
+        (support,) = torch.autograd.grad(y[(0, 0, *map(add, middle, shift))], x, retain_graph=True)
+        seen = support[0].abs().sum(0).nonzero()
+        if len(seen):
+            extent = (seen.max(0).values - seen.min(0).values + 1).tolist()
+            widest = [max(a, b) for a, b in zip(widest, extent, strict=True)]
+    assert tuple(widest) == cost.receptive_field
+
+
+# params (no bias) and macs_dense per sample, written out from the definitions
+TABLE = [
+    ("standard2d c3-5 i7x6 k3x2 p1", 3 * 5 * 6, 7 * 7 * 3 * 5 * 6),
+    ("dilated2d c3-5 i7 k3 d2 psame", 3 * 5 * 9, 49 * 3 * 5 * 9),
+    ("transposed2d c4-6 i5 k4 s2 p1 g2", 4 * 6 * 16 // 2, 25 * 4 * 6 * 16 // 2),
+    ("separable2d c3-5 i8x6 k3x5 psame m4", 3 * 4 * 3 + 4 * 5 * 5, 48 * 3 * 4 * 3 + 48 * 4 * 5 * 5),
+    ("separable2d c3 i9x8 k3 s2", 3 * 3 * 3 * 2, 4 * 8 * 3 * 3 * 3 + 4 * 3 * 3 * 3 * 3),
+    ("depthwise2d c3 i7 k3 p1 m2", 3 * 2 * 9, 49 * 3 * 2 * 9),
+    ("pointwise3d c3-5 i4 s2", 15, 8 * 15),
+    ("depthwise_separable2d c3-5 i7 k3 p1 m2", 3 * 2 * 9 + 3 * 2 * 5, 49 * (3 * 2 * 9 + 3 * 2 * 5)),
+    ("grouped1d c4-6 i9 k3 p1 g2", 4 * 6 * 3 // 2, 9 * 4 * 6 * 3 // 2),
+    ("deformable2d c4-6 i5 k3 p1 o2 g2", 4 * 6 * 9 // 2 + 3 * 2 * 9 * 4 * 9, 25 * (4 * 6 * 9 // 2 + 3 * 2 * 9 * 4 * 9)),
+    ("lightweight1d c6 i9 k4 h3", 12, 6 * 6 * 4),
+    ("lightweight1d c6 i9 k4 h3 psame", 12, 9 * 6 * 4),
+    ("dynamic1d c6 i9 k4 h3 pcausal", 6 * 3 * 4, 9 * 6 * 3 * 4 + 9 * 6 * 4),
+]
+
+
+@pytest.mark.parametrize(("text", "params", "macs"), TABLE)
+def test_the_table(text, params, macs):
+    technique, problem = parse(text)
+    cost = technique.cost(problem, bias=False)
+    assert (cost.params, cost.macs_dense) == (params, macs)
+    assert technique.cost(problem.replace(batch=3), bias=False).macs_dense == 3 * macs
+
+
+def test_context_mean_projects_once():
+    technique, problem = parse("dynamic1d c6 i9 k4 h3 psame")
+    assert technique.cost(problem, context="mean").macs_dense == 6 * 3 * 4 + 9 * 6 * 4
+
+
+def test_ratio_of_depthwise_separable_to_standard():
+    base = Problem.parse("standard2d c32-1024 i14 k3 psame")
+    technique = find("depthwise_separable")
+    ours, standard = technique.cost(technique.variant_of(base), bias=False), find("standard").cost(base, bias=False)
+    assert ours.macs_dense * 9 * 1024 == standard.macs_dense * (9 + 1024)

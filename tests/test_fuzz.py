@@ -1,0 +1,74 @@
+"""Random problems over all techniques, ranks, dtypes, layouts, paddings and modes, against the references under the derived bounds.
+
+OMNICONV_FUZZ sets how many (`make fuzz`: 2,000).
+"""
+
+import os
+from math import lcm
+
+from hypothesis import HealthCheck, assume, given, note, settings
+from hypothesis import strategies as st
+
+from omniconv.geometry import PADDING_MODES, PADDING_NAMES
+from omniconv.problem import DTYPES, Problem
+from omniconv.techniques import TECHNIQUES
+from omniconv.testing import assert_matches_reference, make_inputs
+
+EXAMPLES = int(os.environ.get("OMNICONV_FUZZ", "150"))
+
+
+@st.composite
+def problems(draw):
+    """A problem that its technique takes; settings it does not take keep their defaults."""
+    technique = draw(st.sampled_from(TECHNIQUES))
+    rank = draw(st.sampled_from(technique.ranks))
+    small = {1: 12, 2: 7, 3: 4}[rank]
+
+    def axes(low, high):
+        return st.tuples(*[st.integers(low, high)] * rank)
+
+    pads = st.tuples(*[st.tuples(st.integers(0, 3), st.integers(0, 3))] * rank)
+    parts = {"groups": st.sampled_from([1, 2, 3]), "heads": st.sampled_from([1, 2, 3]), "offset_groups": st.sampled_from([1, 2])}
+    chosen = {name: draw(strategy) for name, strategy in parts.items() if name in technique.takes}
+    whole = lcm(*chosen.values())
+    others = {
+        "kernel": axes(1, 4),
+        "stride": axes(1, 3),
+        "dilation": axes(1, 3),
+        "output_padding": axes(0, 2),
+        "padding": st.one_of(pads, st.sampled_from(PADDING_NAMES)),
+        "padding_mode": st.sampled_from(PADDING_MODES),
+        "multiplier": st.integers(1, 2).map(lambda m: m * chosen.get("groups", 1)),
+        "out_channels": st.integers(1, 4).map(lambda c: c * chosen.get("groups", 1)),
+    }
+    chosen |= {name: draw(strategy) for name, strategy in others.items() if name in technique.takes}
+    problem = Problem(
+        technique.name,
+        whole * draw(st.integers(1, 3)),
+        draw(axes(1, small)),
+        batch=draw(st.integers(0, 2)),
+        dtype=draw(st.sampled_from(sorted(DTYPES))),
+        channels_last=draw(st.booleans()),
+        **chosen,
+    )
+    try:
+        return technique, technique.check(problem)
+    except ValueError:
+        assume(False)
+        raise
+
+
+@settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow],
+)
+@given(problems(), st.integers(0, 2**16))
+def test_random_problems_agree_with_the_reference(case, seed):
+    technique, problem = case
+    note(str(problem))
+    assert Problem.parse(str(problem)) == problem
+    operands = make_inputs(technique, problem, seed=seed)
+    assert technique.call(problem, operands).shape == technique.output_shape(problem)
+    assert_matches_reference(technique, problem, operands)

@@ -1,0 +1,157 @@
+"""The house itself: who imports whom, one list, nothing exported without a word and an executed example."""
+
+import ast
+import doctest
+import importlib
+import inspect
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from cases import PROBLEMS
+
+import omniconv
+from omniconv import TECHNIQUES, convert, functional
+from omniconv import nn as layers
+
+ROOT = Path(omniconv.__path__[-1])
+if not (ROOT / "geometry.py").exists():
+    ROOT = Path(next(p for p in omniconv.__path__ if (Path(p) / "geometry.py").exists()))
+REPOSITORY = Path(__file__).parent.parent
+
+# room -> the rooms it may import, besides itself
+_BASE = {"geometry", "problem", "layout", "timing"}
+_LAYERS = {"functional", "nn", "convert"}
+MAY_IMPORT = {
+    "geometry": set(),
+    "problem": {"geometry"},
+    "layout": {"geometry"},
+    "timing": {"geometry"},
+    "techniques": _BASE,
+    "functional": {"techniques"},
+    "nn": {"techniques"},
+    "convert": {"techniques"} | _BASE,
+    "testing": {"techniques"} | _BASE,
+    "analysis": _LAYERS | {"techniques"} | _BASE,
+    "bench": {"analysis", "testing", "techniques"} | _LAYERS | _BASE,
+    "cli": {"bench", "analysis", "testing", "techniques"} | _LAYERS | _BASE,
+    "__init__": {"functional", "nn", "techniques", "problem"},
+}
+
+
+def room(module: str) -> str:
+    """The room of a dotted module below omniconv."""
+    return [*module.split("."), "__init__"][1] if module.startswith("omniconv") else ""
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports, inside functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            names = {f"{node.module}.{alias.name}" for alias in node.names} if node.module == "omniconv" else {node.module}
+            found |= names
+    return found
+
+
+SOURCES = sorted(ROOT.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_nobody_imports_upwards(path: Path):
+    here = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    assert here in MAY_IMPORT, f"{here}: a room must have a place in the order of imports"
+    for module in imports(path):
+        there = room(module)
+        if there and there != here and not module.startswith("omniconv.__version__"):
+            assert there in MAY_IMPORT[here], f"{here} must not import {module}"
+
+
+def test_geometry_knows_integers_alone():
+    known = {"collections.abc", "dataclasses", "itertools", "math", "numbers", "typing"}
+    assert imports(ROOT / "geometry.py") <= known
+
+
+def test_a_violation_is_seen(tmp_path):
+    path = tmp_path / "layout.py"
+    path.write_text("def f():\n    from omniconv.techniques import TECHNIQUES\n")
+    assert {room(m) for m in imports(path)} == {"techniques"}
+    assert "techniques" not in MAY_IMPORT["layout"]
+
+
+def test_eleven_techniques_in_one_list():
+    names = [t.name for t in TECHNIQUES]
+    assert len(names) == len(set(names)) == 11
+
+
+@pytest.mark.parametrize("technique", TECHNIQUES, ids=lambda t: t.name)
+def test_a_technique_is_complete(technique):
+    assert (PROBLEMS / f"{technique.name}.txt").exists()
+    assert (ROOT / "techniques" / f"{technique.name}.py").exists()
+    assert (Path(__file__).parent / "techniques" / f"test_{technique.name}.py").exists()
+    for text in ("title", "summary", "sampling", "mixing", "weights", "formula", "when", "paper"):
+        assert getattr(technique, text).strip(), text
+    assert technique.traps
+    assert technique.peers
+    assert technique.reference.__doc__
+    assert technique.composite.__doc__
+    assert technique.ops.keys() == technique.modules.keys()
+    for rank, op in technique.ops.items():
+        assert op in [getattr(functional, name) for name in functional.__all__]
+        module = technique.modules[rank]
+        assert getattr(layers, module.__name__) is module
+        assert (module.technique, module.rank, module.op) == (technique.name, rank, op)
+    assert technique.title.split(" ")[0].lower() in (REPOSITORY / "CHANGELOG.md").read_text().lower()
+
+
+@pytest.mark.parametrize("room_of_names", [functional, layers, convert], ids=lambda m: m.__name__)
+def test_exports_are_sorted_and_exist(room_of_names):
+    assert room_of_names.__all__ == sorted(room_of_names.__all__)
+    assert all(hasattr(room_of_names, name) for name in room_of_names.__all__)
+
+
+TEMPLATE = re.compile(r"\{(n|axes|over|taps|threes|ones|twos|twice|doubled)\}")
+PUBLIC = [(m, name) for m in (functional, layers, convert) for name in m.__all__]
+
+
+@pytest.mark.parametrize(("module", "name"), PUBLIC, ids=lambda v: v if isinstance(v, str) else v.__name__.split(".")[-1])
+def test_every_public_name_has_an_executed_example(module, name):
+    """Functions of one rank share a text that doctest does not find by itself."""
+    thing = getattr(module, name)
+    text = inspect.getdoc(thing)
+    assert text, name
+    assert not TEMPLATE.search(text), "a place of the template is left open"
+    globs = vars(importlib.import_module(thing.__module__)) | vars(module) | {"torch": torch}
+    test = doctest.DocTestParser().get_doctest(text, dict(globs), name, None, None)
+    assert test.examples, f"{name}: the docstring must have an example"
+    failed = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test).failed
+    assert failed == 0
+
+
+MODULES = sorted(m.name for m in pkgutil.walk_packages([str(ROOT)], "omniconv.") if not m.name.endswith("__main__"))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_doctests(name):
+    module = importlib.import_module(name)
+    assert module.__doc__, name
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+    for test in doctest.DocTestFinder().find(module, extraglobs={"torch": torch}):
+        if not TEMPLATE.search(test.docstring or ""):  # what the template makes is among the public names
+            assert runner.run(test).failed == 0, test.name
+
+
+def test_the_readme_shows_the_taxonomy_of_the_records():
+    readme = (REPOSITORY / "README.md").read_text()
+    for t in TECHNIQUES:
+        assert f"| {t.name} | {t.sampling} | {t.mixing} | {t.weights} |" in readme
+
+
+def test_the_readmes_code_runs():
+    for block in re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.S):
+        exec(compile(block, "README.md", "exec"), {})
