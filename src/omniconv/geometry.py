@@ -291,7 +291,7 @@ def spread(
             raise ValueError(f"{op}: give output_size or output_padding, got {output_size!r} and {output_padding!r}")
         extra = _output_padding_for(op, output_size, size, kernel, Spread(strides, crops, extra, dilations))
     for e, s, d in zip(extra, strides, dilations, strict=True):
-        if not isinstance(normal, str) and e >= max(s, d) and e > 0:
+        if normal not in ("same", "causal") and e >= max(s, d) and e > 0:
             raise ValueError(
                 f"{op}: output_padding must be below the stride or the dilation, got {extra} "
                 f"with stride {strides}, dilation {dilations}"
