@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from omniconv.geometry import PADDING_MODES, Grid, Padding, grid, is_integer, normal_padding, pads_of, per_axis
+from omniconv.geometry import LARGEST, PADDING_MODES, Grid, Padding, Pairs, grid, is_integer, normal_padding, pads_of, per_axis
 from omniconv.problem import Problem
 from omniconv.techniques._activation import activate, check_activation
 from omniconv.techniques._layer import Layer
@@ -95,12 +95,7 @@ class GridLayer(Layer, nn.modules.conv._ConvNd):
     ) -> None:
         """Checks the arguments by name, then lets torch.nn build the parameters."""
         name = type(self).__name__
-        kernel = per_axis(name, "kernel_size", kernel_size, self.rank)
-        strides = per_axis(name, "stride", stride, self.rank)
-        dilations = per_axis(name, "dilation", dilation, self.rank)
-        normal = normal_padding(name, padding, self.rank)
-        if padding_mode not in PADDING_MODES:
-            fail(name, f"padding_mode must be one of {', '.join(PADDING_MODES)}", repr(padding_mode))
+        kernel, strides, normal, dilations = settled(name, self.rank, kernel_size, stride, padding, dilation, padding_mode)
         check_channels(name, groups=groups, in_channels=in_channels, out_channels=out_channels)
         check_activation(name, activation)
         made = (in_channels, out_channels, kernel, strides, 0, dilations, groups, bias, padding_mode, device, dtype)
@@ -129,13 +124,33 @@ class GridLayer(Layer, nn.modules.conv._ConvNd):
         return super().extra_repr() + (f", activation={self.activation!r}" if self.activation else "")
 
 
+def settled(
+    name: str,
+    rank: int,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int],
+    padding: Padding,
+    dilation: int | Sequence[int],
+    padding_mode: str,
+) -> tuple[tuple[int, ...], tuple[int, ...], str | Pairs, tuple[int, ...]]:
+    """Kernel, stride, padding and dilation of a layer, checked under its name and in their normal form."""
+    if padding_mode not in PADDING_MODES:
+        fail(name, f"padding_mode must be one of {', '.join(PADDING_MODES)}", repr(padding_mode))
+    return (
+        per_axis(name, "kernel_size", kernel_size, rank),
+        per_axis(name, "stride", stride, rank),
+        normal_padding(name, padding, rank),
+        per_axis(name, "dilation", dilation, rank),
+    )
+
+
 def check_channels(name: str, *, groups: int, **channels: int) -> None:
     """Raises unless the channel counts are positive ints that the groups divide."""
     for argument, value in {"groups": groups, **channels}.items():
         if not is_integer(value):
             raise TypeError(f"{name}: {argument} must be an int, got {value!r}")
-        if value < 1:
-            fail(name, f"{argument} must be at least 1", value)
+        if not 1 <= value <= LARGEST:
+            fail(name, f"{argument} must be at least 1 and at most {LARGEST}", value)
         if value % groups:
             fail(name, f"{argument} must be divisible by groups", f"{value} and {groups}")
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from omniconv.geometry import PADDING_MODES, Grid, Padding, grid, is_integer, normal_padding, per_axis
+from omniconv.geometry import LARGEST, PADDING_MODES, Grid, Padding, grid, is_integer, normal_padding, per_axis
 from omniconv.problem import Problem
 from omniconv.techniques._activation import activate, check_activation
 from omniconv.techniques._bound import activation_error, gamma, linear_error
@@ -323,8 +323,8 @@ class SequenceLayer(Layer):
         for argument, value in (("channels", channels), ("heads", heads)):
             if not is_integer(value):
                 raise TypeError(f"{name}: {argument} must be an int, got {value!r}")
-            if value < 1:
-                fail(name, f"{argument} must be at least 1", value)
+            if not 1 <= value <= LARGEST:
+                fail(name, f"{argument} must be at least 1 and at most {LARGEST}", value)
         if channels % heads:
             fail(name, "heads must divide channels", f"{heads} and {channels}")
         if padding_mode not in PADDING_MODES:

@@ -19,12 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from omniconv.geometry import Grid, Padding, grid, normal_padding, per_axis
+from omniconv.geometry import Grid, Padding, grid
 from omniconv.problem import Problem
 from omniconv.techniques._activation import activate, check_activation
 from omniconv.techniques._bound import activation_error, gamma
 from omniconv.techniques._equation import at_tap, mixed, taps_of, with_bias
-from omniconv.techniques._grid import check_channels, grid_stage
+from omniconv.techniques._grid import check_channels, grid_stage, settled
 from omniconv.techniques._layer import Layer
 from omniconv.techniques._operator import check_bias, check_weight, deliver, fail, receive
 from omniconv.techniques._technique import Operand, Peer, Stage, Technique
@@ -259,9 +259,8 @@ class DeformConv2d(Layer):
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        self.kernel_size = per_axis(name, "kernel_size", kernel_size, 2)
-        self.stride, self.dilation = per_axis(name, "stride", stride, 2), per_axis(name, "dilation", dilation, 2)
-        self.padding = normal_padding(name, padding, 2)
+        windows = settled(name, 2, kernel_size, stride, padding, dilation, "zeros")
+        self.kernel_size, self.stride, self.padding, self.dilation = windows
         check_channels(name, groups=groups, in_channels=in_channels, out_channels=out_channels)
         check_channels(name, groups=1, offset_groups=offset_groups)
         if in_channels % offset_groups:
@@ -270,6 +269,8 @@ class DeformConv2d(Layer):
             fail(name, "offset must be 'learned' or 'external'", repr(offset))
         if isinstance(mask_scale, bool) or not isinstance(mask_scale, (int, float)):
             raise TypeError(f"{name}: mask_scale must be a number, got {mask_scale!r}")
+        if not 0 < mask_scale < math.inf:
+            fail(name, "mask_scale must be above 0 and finite", mask_scale)
         check_activation(name, activation)
         self.in_channels, self.out_channels, self.groups, self.offset_groups = in_channels, out_channels, groups, offset_groups
         self.modulated, self.mask_scale, self.activation = modulated, float(mask_scale), activation
@@ -317,6 +318,8 @@ class DeformConv2d(Layer):
 
     def operands(self, input: Tensor, offset: Tensor | None = None, mask: Tensor | None = None) -> dict[str, Any]:
         """The keyword arguments with which ``forward`` calls the op."""
+        if isinstance(input, Tensor) and input.dim() in (3, 4) and input.shape[-3] != self.in_channels:
+            fail(type(self).__name__, f"input must have {self.in_channels} channels", f"shape {tuple(input.shape)}")
         if offset is None:
             offset, mask = self.offsets(input)
         elif self.offset_conv is not None:

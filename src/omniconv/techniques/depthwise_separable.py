@@ -18,7 +18,7 @@ from omniconv.problem import Problem
 from omniconv.techniques._activation import activate, check_activation
 from omniconv.techniques._bound import activation_error, linear_error
 from omniconv.techniques._equation import grid_convolution, with_bias
-from omniconv.techniques._grid import TAKES, grid_stage, window_arguments
+from omniconv.techniques._grid import TAKES, check_channels, grid_stage, settled, window_arguments
 from omniconv.techniques._grid import convolve as convolve_on_grid
 from omniconv.techniques._layer import Layer
 from omniconv.techniques._operator import check_bias, check_weight, deliver, fail, per_rank, receive
@@ -177,6 +177,8 @@ class DepthwiseSeparableConv(Layer):
         name = type(self).__name__
         check_activation(name, depthwise_activation, "depthwise_activation")
         check_activation(name, activation)
+        settled(name, self.rank, kernel_size, stride, padding, dilation, padding_mode)
+        check_channels(name, groups=1, in_channels=in_channels, out_channels=out_channels, multiplier=multiplier)
         depthwise, pointwise = self.parts
         made = {"bias": bias, "device": device, "dtype": dtype}
         self.depthwise = depthwise(

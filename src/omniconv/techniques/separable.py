@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from omniconv.geometry import PADDING_MODES, Grid, Padding, grid, normal_padding, per_axis
+from omniconv.geometry import Grid, Padding, grid
 from omniconv.problem import Problem
 from omniconv.techniques._activation import activate, check_activation
 from omniconv.techniques._bound import activation_error, linear_error
 from omniconv.techniques._equation import grid_convolution
-from omniconv.techniques._grid import TAKES, check_channels, grid_stage, window_arguments
+from omniconv.techniques._grid import TAKES, check_channels, grid_stage, settled, window_arguments
 from omniconv.techniques._grid import convolve as convolve_on_grid
 from omniconv.techniques._layer import Layer
 from omniconv.techniques._operator import check_bias, check_weight, deliver, fail, receive
@@ -171,12 +171,8 @@ class SeparableConv2d(Layer):
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        self.kernel_size = per_axis(name, "kernel_size", kernel_size, 2)
-        self.stride = per_axis(name, "stride", stride, 2)
-        self.dilation = per_axis(name, "dilation", dilation, 2)
-        self.padding = normal_padding(name, padding, 2)
-        if padding_mode not in PADDING_MODES:
-            fail(name, f"padding_mode must be one of {', '.join(PADDING_MODES)}", repr(padding_mode))
+        windows = settled(name, 2, kernel_size, stride, padding, dilation, padding_mode)
+        self.kernel_size, self.stride, self.padding, self.dilation = windows
         mid = out_channels if mid_channels is None else mid_channels
         check_channels(name, groups=groups, in_channels=in_channels, out_channels=out_channels, mid_channels=mid)
         check_activation(name, activation)
