@@ -101,3 +101,23 @@ def test_layer_is_torchs_and_says_so():
     assert "padding=((1, 0), (0, 2))" in repr(layer)
     assert "activation='relu'" in repr(layer)
     assert (layer(torch.randn(1, 2, 6, 6)) >= 0).all()
+
+
+def test_torch_fx_traces_the_op_as_one_call():
+    traced = torch.fx.symbolic_trace(torch.nn.Sequential(onn.Conv2d(2, 3, 3), torch.nn.ReLU(), onn.DepthwiseConv2d(3, 3)))
+    assert [n.target for n in traced.graph.nodes if n.op == "call_function"][:1] == [conv2d]
+    x = torch.randn(1, 2, 7, 7)
+    assert traced(x).shape == (1, 3, 3, 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float8_e5m2])
+def test_numbers_that_torch_does_not_convolve_are_refused_by_name(dtype):
+    x = torch.ones(1, 1, 3, 3).to(dtype)
+    with pytest.raises(TypeError, match=r"conv2d: input must be float32, .* got torch\."):
+        conv2d(x, x)
+
+
+def test_activation_needs_a_floating_input():
+    x = torch.ones(1, 1, 3, 3, dtype=torch.int64)
+    with pytest.raises(ValueError, match="conv2d: activation must be None for an input of torch.int64, got 'relu'"):
+        conv2d(x, x, activation="relu")

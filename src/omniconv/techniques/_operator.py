@@ -6,6 +6,7 @@ from typing import Any, Concatenate, NoReturn, ParamSpec
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from omniconv.geometry import is_integer
 from omniconv.layout import arrange, is_channels_last
@@ -30,6 +31,10 @@ def per_rank(core: Callable[Concatenate[int, P], Tensor]) -> tuple[Callable[P, T
 
 def _of_rank(core: Callable[Concatenate[int, P], Tensor], rank: int) -> Callable[P, Tensor]:
     def function(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        if args and not isinstance(args[0], Tensor) and has_torch_function_unary(args[0]):
+            return handle_torch_function(function, args[:1], *args, **kwargs)  # torch.fx traces it as one call
+        if not args and not isinstance(kwargs.get("input"), Tensor) and has_torch_function_unary(kwargs.get("input")):
+            return handle_torch_function(function, (kwargs["input"],), **kwargs)  # type: ignore[call-arg]
         return core(rank, *args, **kwargs)
 
     signature = inspect.signature(core)
@@ -95,12 +100,18 @@ def receive(
         lower = torch.get_autocast_dtype(device)
         input = _lowered(input, lower)
         others = {name: None if other is None else _lowered(other, lower) for name, other in others.items()}
-    if not any_dtype and input.dtype not in FLOATS:
-        raise TypeError(f"{op}: {called} must be float32, float64, bfloat16 or float16, got {input.dtype}")
+    if input.dtype not in FLOATS and not (any_dtype and _is_torchs_own(input.dtype)):
+        served = "float32, float64, bfloat16 or float16" + (", or of complex or whole numbers" if any_dtype else "")
+        raise TypeError(f"{op}: {called} must be {served}, got {input.dtype}")
     for name, other in others.items():
         if other is not None and other.dtype != input.dtype:
             _refuse_dtype(op, name, other, input, mixed)
     return (input if input.dim() == rank + 2 else input.unsqueeze(0), *others.values())
+
+
+def _is_torchs_own(dtype: torch.dtype) -> bool:
+    """Complex and whole numbers, which the drop-ins hand to torch as they are."""
+    return dtype.is_complex or not (dtype.is_floating_point or dtype == torch.bool)
 
 
 _MAY_BE_MISSING = ("bias", "mask", "states", "out")  # how the names of operands end that may be None

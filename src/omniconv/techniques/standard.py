@@ -29,7 +29,7 @@ from omniconv.techniques._grid import (
     torch_convolution,
     window_arguments,
 )
-from omniconv.techniques._operator import check_bias, check_weight, deliver, per_rank, receive
+from omniconv.techniques._operator import check_bias, check_weight, deliver, fail, per_rank, receive
 from omniconv.techniques._technique import Operand, Stage, Technique
 
 
@@ -101,6 +101,8 @@ def conv(
     check_weight(op, x, weight, groups)
     check_bias(op, bias, weight.shape[0])
     check_activation(op, activation)
+    if activation is not None and not x.is_floating_point():
+        fail(op, f"activation must be None for an input of {x.dtype}", repr(activation))
     windows = grid(op, x.shape[2:], weight.shape[2:], stride, padding, dilation, padding_mode)
     return deliver(input, rank, convolve, (x, weight, bias), windows, groups, activation=activation)
 

@@ -13,6 +13,7 @@ It is not an inverse: ⟨conv(x), y⟩ = ⟨x, conv_transpose(y)⟩, with the sa
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -116,6 +117,8 @@ def conv_transpose(
     check_weight(op, x, weight, groups, in_axis=0)
     check_bias(op, bias, weight.shape[1] * groups)
     check_activation(op, activation)
+    if activation is not None and not x.is_floating_point():
+        fail(op, f"activation must be None for an input of {x.dtype}", repr(activation))
     windows = spread(op, x.shape[2:], weight.shape[2:], stride, padding, output_padding, dilation, output_size)
     return deliver(input, rank, convolve, (x, weight, bias), windows, groups, activation=activation)
 
@@ -184,7 +187,10 @@ class ConvTranspose(Layer, nn.modules.conv._ConvTransposeNd):
 
     def operands(self, input: Tensor, output_size: Sequence[int] | None = None) -> dict[str, Any]:
         """The keyword arguments with which ``forward`` calls the op."""
-        sized = {} if output_size is None else {"output_size": tuple(output_size)[-self.rank :]}
+        sized: dict[str, Any] = {}
+        if output_size is not None:
+            whole = isinstance(output_size, (tuple, list, torch.Size)) and len(output_size) == input.dim()
+            sized["output_size"] = output_size[-self.rank :] if whole else output_size
         return {
             "input": input,
             "weight": self.weight,
