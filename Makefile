@@ -11,11 +11,14 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 run: .venv/run
 	$(BIN)/omniconv compare -o report.html --force
 
+# one process a core, one thread each
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto
+
 test: .venv/test
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-fast: .venv/test
-	$(BIN)/python -m pytest -m "not slow" -x
+	$(PYTEST) -m "not slow" -x
 
 fuzz: .venv/test
 	OMNICONV_FUZZ=2000 $(BIN)/python -m pytest tests/test_fuzz.py

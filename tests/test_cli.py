@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 import omniconv.bench.compare as bench
 import omniconv.bench.report
+from omniconv.analysis.catalogue import op_names
 from omniconv.cli import app
 from omniconv.techniques import TECHNIQUES
 from omniconv.timing import alternate
@@ -267,7 +268,7 @@ def test_doctor():
     data = json.loads(run("doctor", "--format", "json").stdout)
     assert {package["name"] for package in data["packages"]} >= {"omniconv", "torch", "numpy"}
     assert [path["technique"] for path in data["paths"]] == NAMES
-    assert [path["ops"] for path in data["paths"]] == [[op.__name__ for op in t.ops.values()] for t in TECHNIQUES]
+    assert [path["ops"] for path in data["paths"]] == [list(op_names(t)) for t in TECHNIQUES]
     for path in data["paths"]:
         assert path["path"] == "composite"
         assert path["reason"]

@@ -119,5 +119,5 @@ def test_numbers_that_torch_does_not_convolve_are_refused_by_name(dtype):
 
 def test_activation_needs_a_floating_input():
     x = torch.ones(1, 1, 3, 3, dtype=torch.int64)
-    with pytest.raises(ValueError, match="conv2d: activation must be None for an input of torch.int64, got 'relu'"):
+    with pytest.raises(ValueError, match=r"conv2d: activation must be None for an input of torch.int64, got 'relu'"):
         conv2d(x, x, activation="relu")

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from omniconv import functional
 from omniconv.problem import Problem
 from omniconv.techniques import TECHNIQUES, Cost, Technique, find
 
@@ -45,6 +46,17 @@ class Description:
     cost: Cost
     standard: str
     standard_cost: Cost
+
+
+def op_names(technique: Technique) -> tuple[str, ...]:
+    """The names that people look for its ops under: dilated_conv2d rather than conv2d, which is the same function.
+
+    >>> op_names(find("dilated"))
+    ('dilated_conv1d', 'dilated_conv2d', 'dilated_conv3d')
+    """
+    ops = tuple(technique.ops.values())
+    named = [n for n in functional.__all__ if n.startswith(f"{technique.name}_conv") and getattr(functional, n) in ops]
+    return tuple(named) or tuple(op.__name__ for op in ops)
 
 
 def _entry(technique: Technique) -> Entry:
@@ -91,7 +103,7 @@ def describe(name: str) -> Description:
         when=technique.when,
         traps=technique.traps,
         paper=technique.paper,
-        ops=tuple(op.__name__ for op in technique.ops.values()),
+        ops=op_names(technique),
         layers=tuple(module.__name__ for module in technique.modules.values()),
         example=str(problem),
         operands={name: operand.shape for name, operand in technique.operands(problem).items()},

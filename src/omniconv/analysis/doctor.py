@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
+from omniconv.analysis.catalogue import op_names
 from omniconv.techniques import TECHNIQUES
 from omniconv.timing import Machine, machine
 
@@ -57,8 +58,5 @@ def examine() -> Examination:
     >>> examine().paths[0].path
     'composite'
     """
-    paths = [
-        Path(t.name, tuple(op.__name__ for op in t.ops.values()), "composite", _summary(t.composite), WHY_COMPOSITE)
-        for t in TECHNIQUES
-    ]
+    paths = [Path(t.name, op_names(t), "composite", _summary(t.composite), WHY_COMPOSITE) for t in TECHNIQUES]
     return Examination(tuple(Package(name, _version(name)) for name in PACKAGES), machine(), tuple(paths))
