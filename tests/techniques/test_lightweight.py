@@ -180,7 +180,7 @@ def test_cost_is_the_papers():
 @pytest.mark.parametrize(
     ("base", "expected"),
     [
-        ("standard1d c48-96 i20 k5 p2 g4 s2", "lightweight1d n1 c48 i20 k5 psame h16"),
+        ("standard1d c64-96 i20 k5 p2 g4 s2", "lightweight1d n1 c64 i20 k5 psame h16"),
         ("standard1d n2 c12 i20 k4 pcausal d2", "lightweight1d n2 c12 i20 k4 pcausal d2 h4"),
         ("standard1d c7 i20 k3 dt:f64", "lightweight1d n1 c7 i20 k3 psame h1 dt:f64"),
     ],

@@ -121,3 +121,21 @@ def test_activation_needs_a_floating_input():
     x = torch.ones(1, 1, 3, 3, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"conv2d: activation must be None for an input of torch.int64, got 'relu'"):
         conv2d(x, x, activation="relu")
+
+
+@pytest.mark.parametrize("stride", [(1, 2), (2, 1), (2, 2), (1, 1)])
+@pytest.mark.parametrize("last", [(True, True), (True, False), (False, True)], ids=str)
+def test_one_channel_in_ambiguous_strides(last, stride):
+    """Strides that could be channels-last: torch's own convolution is silently wrong for some of these on AVX-512."""
+    x, w = torch.randn(2, 1, 4, 4), torch.randn(2, 1, 3, 3)
+    expected = reference(x.double(), w.double(), stride=stride)
+    x, w = (t.to(memory_format=torch.channels_last) if as_last else t for t, as_last in zip((x, w), last, strict=True))
+    torch.testing.assert_close(conv2d(x, w, stride=stride).double(), expected, rtol=1e-5, atol=1e-5)
+    sliced = torch.randn(2, 1, 4, 8).to(memory_format=torch.channels_last)[..., :4]
+    torch.testing.assert_close(
+        conv2d(sliced, w, stride=stride).double(), reference(sliced.double(), w.double(), stride=stride), rtol=1e-5, atol=1e-5
+    )
+    layer = onn.Conv3d(1, 2, (1, 3, 3), stride=(1, *stride)).to(memory_format=torch.channels_last_3d)
+    volume = torch.randn(2, 1, 1, 4, 4).to(memory_format=torch.channels_last_3d)
+    expected = reference(volume.double(), layer.weight.double(), layer.bias.double(), layer.stride)
+    torch.testing.assert_close(layer(volume).double(), expected, rtol=1e-5, atol=1e-5)

@@ -54,10 +54,9 @@ def reference(
     dilation: int | Sequence[int] = (1, 1),
     mask: Tensor | None = None,
     *,
-    padding_mode: str = "zeros",
     activation: str | None = None,
 ) -> Tensor:
-    """The definition, tap by tap and corner by corner; ``padding_mode`` can only be "zeros"."""
+    """The definition, tap by tap and corner by corner."""
     n, c, h, w = input.shape
     windows = _windows("reference", input, weight, stride, padding, dilation)
     outputs = windows.output_size((h, w), weight.shape[2:])
@@ -362,7 +361,6 @@ def bound(
     dilation: int | Sequence[int] = (1, 1),
     mask: Tensor | None = None,
     *,
-    padding_mode: str = "zeros",
     activation: str | None = None,
 ) -> Tensor:
     """γ(C/G·k + 8)·Σ|w̃||x| with w̃ = weight·mask·nearness, and a coordinate term, through the activation.
