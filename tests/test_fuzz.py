@@ -6,13 +6,14 @@ OMNICONV_FUZZ sets how many (`make fuzz`: 2,000).
 import os
 from math import lcm
 
+import torch
 from hypothesis import HealthCheck, assume, given, note, settings
 from hypothesis import strategies as st
 
 from omniconv.geometry import PADDING_MODES, PADDING_NAMES
 from omniconv.problem import DTYPES, Problem
 from omniconv.techniques import TECHNIQUES
-from omniconv.testing import assert_matches_reference, make_inputs
+from omniconv.testing import assert_matches_reference, make_inputs, widened
 
 EXAMPLES = int(os.environ.get("OMNICONV_FUZZ", "150"))
 
@@ -58,12 +59,15 @@ def problems(draw):
         raise
 
 
-@settings(
+RANDOM = settings(
     max_examples=EXAMPLES,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow],
 )
+
+
+@RANDOM
 @given(problems(), st.integers(0, 2**16))
 def test_random_problems_agree_with_the_reference(case, seed):
     technique, problem = case
@@ -72,3 +76,27 @@ def test_random_problems_agree_with_the_reference(case, seed):
     operands = make_inputs(technique, problem, seed=seed)
     assert technique.call(problem, operands).shape == technique.output_shape(problem)
     assert_matches_reference(technique, problem, operands)
+
+
+def gradients(f, operands, settings, grad_y):
+    leaves = {name: x.detach().requires_grad_() for name, x in operands.items()}
+    return torch.autograd.grad(f(**leaves, **settings), list(leaves.values()), grad_y)
+
+
+@RANDOM
+@given(problems(), st.integers(0, 2**16))
+def test_gradients_of_random_problems_are_exact(case, seed):
+    """Whole numbers through the linear ops in float32, the incoming gradient in either memory format."""
+    technique, problem = case
+    problem = problem.replace(dtype="f32")
+    note(str(problem))
+    operands = make_inputs(technique, problem, fill="integers", seed=seed)
+    settings = technique.arguments(problem) | dict(technique.linear)
+    grad_y = torch.randint(-3, 4, technique.output_shape(problem), generator=torch.Generator().manual_seed(seed)).float()
+    expected = gradients(technique.reference, widened(operands), settings, grad_y.double())
+    if problem.channels_last and problem.rank > 1:
+        grad_y = grad_y.to(memory_format=torch.channels_last if problem.rank == 2 else torch.channels_last_3d)
+    made = gradients(technique.ops[problem.rank], operands, settings, grad_y)
+    for (name, operand), g, g64 in zip(technique.operands(problem).items(), made, expected, strict=True):
+        # at a whole number the slope of an interpolation has two values
+        assert operand.fill == "offset" or torch.equal(g.double(), g64), name
