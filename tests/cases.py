@@ -4,7 +4,7 @@ Nothing here knows a technique by name: shapes, settings and layers come from th
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from itertools import chain
 from math import prod
@@ -16,12 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from omniconv.geometry import span
-from omniconv.problem import DTYPES, Problem
+from omniconv.problem import Problem
 from omniconv.techniques import TECHNIQUES, Technique, parse
 from omniconv.testing import make_inputs
 
 PROBLEMS = Path(__file__).parent / "problems"
-HALVES = ("bf16", "f16")
 
 Case = tuple[Technique, Problem]
 
@@ -186,18 +185,47 @@ def layer_input(problem: Problem, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(problem.torch_dtype)
 
 
-def layers_of(problem_cases: Iterable[Case]) -> Iterator[tuple[Technique, Problem, nn.Module]]:
-    """The layer of every case."""
-    for technique, problem in problem_cases:
-        yield technique, problem, technique.layer(problem)
-
-
-def with_dtype(problem: Problem, dtype: str) -> Problem:
-    """The problem in another dtype, by its name in the text form."""
-    assert dtype in DTYPES
-    return problem.replace(dtype=dtype)
-
-
 def larger_than_input(problem: Problem) -> bool:
     """Whether a window is wider than the unpadded input on some axis."""
     return any(span(k, d) > i for k, d, i in zip(problem.kernel, problem.dilation, problem.size, strict=True))
+
+
+def as_made(x: Tensor) -> Tensor:
+    """The tensor itself."""
+    return x
+
+
+def strided(x: Tensor) -> Tensor:
+    """The same numbers with every second element of a wider storage, which starts three elements late."""
+    store = torch.empty(2 * x.numel() + 3, dtype=x.dtype)
+    view = store[3:].as_strided(x.shape, [2 * s for s in x.contiguous().stride()])
+    return view.copy_(x)
+
+
+def offset(x: Tensor) -> Tensor:
+    """The same numbers, one element into a storage."""
+    return torch.empty(x.numel() + 1, dtype=x.dtype)[1:].view(x.shape).copy_(x)
+
+
+def reversed_axes(x: Tensor) -> Tensor:
+    """The same numbers, the slowest axis lying fastest."""
+    axes = tuple(reversed(range(x.dim())))
+    return x.permute(axes).contiguous().permute(axes)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """The same numbers, the second axis lying fastest."""
+    return x.movedim(1, -1).contiguous().movedim(-1, 1) if x.dim() > 2 else x
+
+
+def expanded(x: Tensor) -> Tensor:
+    """Other numbers: all along the last axis the same one, at stride 0."""
+    return x[..., :1].expand(x.shape)
+
+
+def expanded_batch(x: Tensor) -> Tensor:
+    """Other numbers: all samples the same one, at stride 0."""
+    return x[:1].expand(x.shape)
+
+
+VIEWS = (as_made, strided, offset, reversed_axes, channels_last, expanded, expanded_batch)

@@ -7,7 +7,7 @@ from operator import add
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import all_cases, on
+from cases import all_cases, on, zero_offsets
 
 from omniconv.problem import Problem
 from omniconv.techniques import find, parse
@@ -43,6 +43,30 @@ def test_macs_stage_by_stage(technique, problem):
 
 
 @on(all_cases())
+def test_stages_lead_from_the_input_to_the_output(technique, problem):
+    """Those on the path: each takes what the one before it made, and their sizes are torch's."""
+    path = [s for s in technique.stages(problem) if not s.side]
+    at = (problem.channels, problem.size)
+    for stage in path:
+        assert (stage.in_channels, stage.size) == at
+        at = (stage.out_channels, stage.out)
+    assert (problem.batch, at[0], *at[1]) == technique.output_shape(problem)
+    for stage in technique.stages(problem):
+        if not stage.transposed:
+            sides = zip(stage.size, stage.pads, stage.kernel, stage.stride, stage.dilation, strict=True)
+            assert stage.out == tuple(len(range(0, i + a + b - d * (k - 1), s)) for i, (a, b), k, s, d in sides)
+
+
+@on([case for case in all_cases() if len([s for s in case[0].stages(case[1]) if not s.side]) == 1])
+def test_the_op_does_what_is_counted(technique, problem):
+    """Where one stage is the whole path: the op itself, linear, on ones, without offsets and bias."""
+    ones = {n: torch.ones_like(x) for n, x in make_inputs(technique, problem.replace(dtype="f64")).items() if n != "bias"}
+    y = technique.call(problem, zero_offsets(technique, problem, ones), **technique.linear)
+    (stage,) = [s for s in technique.stages(problem) if not s.side]
+    assert y.sum() == problem.batch * stage.macs_valid
+
+
+@on(all_cases())
 def test_totals_are_over_the_batch(technique, problem):
     stages, cost, bare = technique.stages(problem), technique.cost(problem), technique.cost(problem, bias=False)
     assert cost.macs_dense == problem.batch * sum(s.macs_dense for s in stages)
@@ -52,6 +76,8 @@ def test_totals_are_over_the_batch(technique, problem):
     assert bare.params == cost.params - sum(s.biases for s in stages)
     adds = problem.batch * sum(prod(s.out) * s.out_channels for s in stages if s.biases)
     assert cost.flops - bare.flops == adds
+    extras = sum(problem.batch * s.flops + s.batch_flops for s in stages)
+    assert cost.flops == 2 * cost.macs_dense + adds + extras
     size = torch.empty((), dtype=problem.torch_dtype).element_size()
     x = problem.batch * problem.channels * prod(problem.size)
     assert cost.bytes == size * (x + cost.params + prod(technique.output_shape(problem)))
@@ -67,10 +93,7 @@ def test_receptive_field_is_the_support_of_the_gradient(technique, problem):
         "batch": 1,
     }
     large = technique.check(problem.replace(**wide))
-    operands = {n: x.abs() + 0.1 for n, x in make_inputs(technique, large).items()}
-    for name, operand in technique.operands(large).items():
-        if operand.fill == "offset":
-            operands[name] = torch.zeros_like(operands[name])
+    operands = zero_offsets(technique, large, {n: x.abs() + 0.1 for n, x in make_inputs(technique, large).items()})
     x = operands["input"].requires_grad_()
     y = technique.call(large, operands)
     middle = tuple(n // 2 for n in y.shape[2:])

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from cases import (
+    VIEWS,
     all_cases,
     batched_operands,
     calling,
@@ -75,42 +76,6 @@ def test_every_bias_may_be_left_out(technique, problem):
     assert without.keys() != operands.keys()
     y = technique.call(problem, without, **technique.linear)
     assert torch.equal(y.double(), exact(technique, problem, without))
-
-
-def strided(x):
-    """The same numbers with every second element of a wider storage, which starts three elements late."""
-    store = torch.empty(2 * x.numel() + 3, dtype=x.dtype)
-    view = store[3:].as_strided(x.shape, [2 * s for s in x.contiguous().stride()])
-    return view.copy_(x)
-
-
-def offset(x):
-    """The same numbers, one element into a storage."""
-    return torch.empty(x.numel() + 1, dtype=x.dtype)[1:].view(x.shape).copy_(x)
-
-
-def reversed_axes(x):
-    """The same numbers, the slowest axis lying fastest."""
-    axes = tuple(reversed(range(x.dim())))
-    return x.permute(axes).contiguous().permute(axes)
-
-
-def channels_last(x):
-    """The same numbers, the second axis lying fastest."""
-    return x.movedim(1, -1).contiguous().movedim(-1, 1) if x.dim() > 2 else x
-
-
-def expanded(x):
-    """Other numbers: all along the last axis the same one, at stride 0."""
-    return x[..., :1].expand(x.shape)
-
-
-def expanded_batch(x):
-    """Other numbers: all samples the same one, at stride 0."""
-    return x[:1].expand(x.shape)
-
-
-VIEWS = (strided, offset, reversed_axes, channels_last, expanded, expanded_batch)
 
 
 @pytest.mark.parametrize("view", VIEWS)

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import PROBLEMS
+from cases import PROBLEMS, cases_of, larger_than_input
 
 import omniconv
 from omniconv import TECHNIQUES, convert, functional
 from omniconv import nn as layers
+from omniconv.geometry import PADDING_MODES, PADDING_NAMES
+from omniconv.problem import Problem
 
 ROOT = Path(omniconv.__path__[-1])
 if not (ROOT / "geometry.py").exists():
@@ -107,6 +109,38 @@ def test_a_technique_is_complete(technique):
         assert getattr(layers, module.__name__) is module
         assert (module.technique, module.rank, module.op) == (technique.name, rank, op)
     assert technique.title.split(" ")[0].lower() in (REPOSITORY / "CHANGELOG.md").read_text().lower()
+
+
+def taken(technique, problem: Problem) -> bool:
+    try:
+        technique.check(problem)
+    except ValueError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("technique", TECHNIQUES, ids=lambda t: t.name)
+def test_a_techniques_problems_reach_all_it_takes(technique):
+    """Every rank, setting, padding and mode; batches of none, one and more; what is small, uneven or does not divide."""
+    problems = [p for _, p in cases_of(technique)]
+    plain = {rank: Problem(technique.name, 12, (9,) * rank) for rank in technique.ranks}
+    assert {p.rank for p in problems} == set(technique.ranks)
+    assert {0, 1, 2} <= {p.batch for p in problems}
+    for name in technique.takes:
+        assert any(getattr(p, name) != getattr(plain[p.rank], name) for p in problems), name
+    assert any(p.channels_last for p in problems) or max(technique.ranks) == 1
+    assert any(max(p.size) == 1 for p in problems) or min(technique.ranks) > 1
+    if "padding" in technique.takes:
+        for name in PADDING_NAMES:
+            asked = any(taken(technique, p.replace(padding=name)) for p in plain.values())
+            assert asked == any(p.padding == name for p in problems), name
+        assert any(not isinstance(p.padding, str) and any(a != b for a, b in p.padding) for p in problems)
+    if "padding_mode" in technique.takes:
+        assert {p.padding_mode for p in problems} == set(PADDING_MODES)
+    if "kernel" in technique.takes:
+        assert any(larger_than_input(p) for p in problems)
+    if "stride" in technique.takes:
+        assert any(i % s for p in problems for i, s in zip(p.size, p.stride, strict=True))
 
 
 @pytest.mark.parametrize("room_of_names", [functional, layers, convert], ids=lambda m: m.__name__)

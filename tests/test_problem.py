@@ -1,8 +1,11 @@
 import pytest
 import torch
 from cases import all_cases, on
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from omniconv.problem import Problem
+from omniconv.geometry import PADDING_MODES, PADDING_NAMES
+from omniconv.problem import DTYPES, Problem
 from omniconv.techniques import TECHNIQUES, find, parse
 
 EXAMPLES = [
@@ -24,6 +27,48 @@ def test_the_example_of_every_technique(text):
 def test_text_and_value_are_the_same(technique, problem):
     assert Problem.parse(str(problem)) == problem
     assert parse(str(problem)) == (technique, problem)
+
+
+@st.composite
+def any_problem(draw):
+    """Every field of every rank, whether or not a technique takes them together."""
+    rank = draw(st.integers(1, 3))
+    count = st.integers(1, 10**9 - 1)
+    maybe = st.one_of(st.none(), count)
+
+    def axes(low):
+        return draw(st.tuples(*[st.integers(low, 999)] * rank))
+
+    sides = st.tuples(st.integers(0, 99), st.integers(0, 99))
+    return Problem(
+        draw(st.sampled_from(TECHNIQUES)).name, draw(count), axes(1), draw(st.integers(0, 99)), draw(maybe), axes(1), axes(1),
+        draw(st.one_of(st.sampled_from(PADDING_NAMES), st.tuples(*[sides] * rank))), axes(1), draw(count), draw(maybe),
+        draw(maybe), draw(count), axes(0), draw(st.sampled_from(PADDING_MODES)), draw(st.sampled_from(sorted(DTYPES))),
+        draw(st.booleans()),
+    )  # fmt: skip
+
+
+@settings(derandomize=True, deadline=None)
+@given(any_problem(), st.randoms(use_true_random=False))
+def test_any_problem_comes_back(problem, random):
+    """Tokens may stand in any order."""
+    assert Problem.parse(str(problem)) == problem
+    head, *tokens = str(problem).split()
+    random.shuffle(tokens)
+    assert Problem.parse(" ".join([head, *tokens])) == problem
+
+
+@settings(derandomize=True, deadline=None, max_examples=300)
+@given(st.lists(st.text("0123456789cnikspdgmhox+-:. abfrt", max_size=8), max_size=4))
+def test_any_text_is_read_or_refused_by_name(tokens):
+    text = " ".join(["standard2d c3 i4", *tokens])
+    try:
+        problem = Problem.parse(text)
+    except ValueError as error:
+        assert str(error).startswith("Problem: ")  # noqa: PT017
+        assert any(token in str(error) for token in text.split())
+    else:
+        assert Problem.parse(str(problem)) == problem
 
 
 def test_order_comments_and_axes():
