@@ -7,8 +7,7 @@ import os
 from math import lcm
 
 import torch
-import torch
-from cases import VIEWS
+from cases import VIEWS, smooth_operands
 from hypothesis import HealthCheck, assume, given, note, settings
 from hypothesis import strategies as st
 
@@ -84,3 +83,27 @@ def test_random_problems_agree_with_the_reference(case, data, seed):
     y = technique.call(problem, operands, **technique.linear)
     expected = technique.reference(**widened(operands), **(technique.arguments(problem) | technique.linear))
     assert torch.equal(y, expected.to(y.dtype))
+
+
+def gradients(f, operands, settings, grad_y):
+    leaves = {name: x.detach().requires_grad_() for name, x in operands.items()}
+    return torch.autograd.grad(f(**leaves, **settings), list(leaves.values()), grad_y)
+
+
+@RANDOM
+@given(problems(), st.integers(0, 2**16))
+def test_gradients_of_random_problems_are_exact(case, seed):
+    """Whole numbers (offsets at quarters) through the linear ops in float32, the incoming gradient in either memory format."""
+    technique, problem = case
+    problem = problem.replace(dtype="f32")
+    note(str(problem))
+    wide = smooth_operands(technique, problem, "integers", seed)
+    operands = {name: x.float() for name, x in wide.items()}
+    settings = technique.arguments(problem) | dict(technique.linear)
+    grad_y = torch.randint(-3, 4, technique.output_shape(problem), generator=torch.Generator().manual_seed(seed)).float()
+    expected = gradients(technique.reference, wide, settings, grad_y.double())
+    if problem.channels_last and problem.rank > 1:
+        grad_y = grad_y.to(memory_format=torch.channels_last if problem.rank == 2 else torch.channels_last_3d)
+    made = gradients(technique.ops[problem.rank], operands, settings, grad_y)
+    for name, g, g64 in zip(wide, made, expected, strict=True):
+        assert torch.equal(g.double(), g64), name
