@@ -11,7 +11,7 @@ from cases import all_cases, on, zero_offsets
 
 from omniconv.problem import Problem
 from omniconv.techniques import find, parse
-from omniconv.techniques._technique import Stage
+from omniconv.techniques._technique import Stage, chained_receptive_field
 from omniconv.testing import make_inputs
 
 CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -144,3 +144,17 @@ def test_ratio_of_depthwise_separable_to_standard():
     technique = find("depthwise_separable")
     ours, standard = technique.cost(technique.variant_of(base), bias=False), find("standard").cost(base, bias=False)
     assert ours.macs_dense * 9 * 1024 == standard.macs_dense * (9 + 1024)
+
+
+@pytest.mark.parametrize(
+    ("layers", "field"),
+    [
+        (("k3", "k3 d2"), 7),
+        (("k3", "k3 d2", "k3 d4"), 15),
+        (("k3 s2", "k3"), 7),  # rf ← rf + D(K − 1)·jump, jump ← jump·S
+        (("k7 s2", "k3 s2", "k3", "k3 d2"), 7 + 2 * 2 + 2 * 4 + 4 * 4),
+    ],
+)
+def test_receptive_field_of_a_chain(layers, field):
+    stages = [s for t, p in (parse(f"standard1d c1 i99 {text}") for text in layers) for s in t.stages(p)]
+    assert chained_receptive_field(stages) == (field,)
