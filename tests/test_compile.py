@@ -49,6 +49,7 @@ def assert_same_forward_and_backward(technique, problem, backend, dtype=torch.fl
     assert strides_that_count(results[1][0]) == strides_that_count(results[0][0])
 
 
+@pytest.mark.slow
 @on(few_cases())
 def test_compiles_to_one_graph(technique, problem):
     assert_same_forward_and_backward(technique, problem, "aot_eager")
@@ -69,6 +70,7 @@ def test_inductor(technique, problem):
     assert_same_forward_and_backward(technique, problem, "inductor", torch.float32)
 
 
+@pytest.mark.slow
 @on(one_case_per_op())
 def test_one_more_compilation_serves_every_batch_and_size(technique, problem):
     """The first call compiles for its sizes, the second for any; no call after that compiles."""
@@ -91,6 +93,7 @@ def dynamic(x):
     return {axis: Dim.DYNAMIC for axis in range(x.dim()) if axis != 1}
 
 
+@pytest.mark.slow
 @on(few_cases())
 def test_exports_with_dynamic_batch_and_size(technique, problem):
     """The layer's exported program is right at sizes other than those it was traced with."""
