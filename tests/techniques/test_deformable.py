@@ -3,9 +3,11 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 from omniconv.functional import conv2d, deform_conv2d
+from omniconv.geometry import grid
 from omniconv.nn import Conv2d, DeformConv2d
 from omniconv.techniques import parse
-from omniconv.techniques.deformable import reference
+from omniconv.techniques.deformable import convolve, reference
+from omniconv.testing import verify_gradients
 
 BOTH = pytest.mark.parametrize("f", [reference, deform_conv2d], ids=["reference", "op"])
 
@@ -50,7 +52,50 @@ def test_half_way_is_the_mean_and_outside_fades_to_zero(f):
     assert at(1, 1.5) == 5  # half of the last column
     assert at(-0.5, 1) == 1  # half of the first row
     assert at(-1, 1) == at(2, 0) == at(1, -1) == at(0, 2) == 0
-    assert at(1e9, 0) == at(float("inf"), 0) == at(0, float("-inf")) == at(float("nan"), 0) == 0
+    assert at(1e9, 0) == at(-1e9, 1) == at(float("inf"), 0) == at(0, float("-inf")) == 0
+
+
+@BOTH
+def test_an_offset_that_is_no_number_shows_in_its_output_alone(f):
+    offset = torch.zeros(1, 4, 3, 2)
+    offset[0, 2, 1, 1] = float("nan")
+    y = f(torch.ones(1, 1, 3, 3), offset, torch.ones(1, 1, 1, 2))
+    assert y.isnan().nonzero().tolist() == [[0, 0, 1, 1]]
+
+
+@BOTH
+def test_an_infinite_input_is_not_seen_from_far_away(f):
+    x = torch.tensor([[float("inf"), 1.0], [1.0, 1.0]]).view(1, 1, 2, 2)
+    for distance in (-1.5, -2.0, -7.0, float("-inf"), 2.0, 2.5, float("inf")):
+        for axis in (0, 1):
+            offset = torch.zeros(1, 2, 2, 2)
+            offset[:, axis] = distance
+            assert f(x, offset, torch.ones(1, 1, 1, 1))[0, 0, 0, 0] == 0, (distance, axis)
+
+
+@BOTH
+def test_at_whole_places_the_gradient_is_the_slope_to_the_right(f):
+    """Every fresh layer stands there, its padded taps at −1; checked against torchvision 0.28, which does the same."""
+    x = torch.tensor([[1.0, 4.0], [9.0, 25.0]]).view(1, 1, 2, 2)
+    offset = torch.zeros(1, 2, 4, 4, requires_grad=True)
+    (slope,) = torch.autograd.grad(f(x, offset, torch.ones(1, 1, 1, 1), padding=1).sum(), offset)
+    assert slope[0, 0].tolist() == [[0, 1, 4, 0], [0, 8, 21, 0], [0, -9, -25, 0], [0, 0, 0, 0]]
+    assert slope[0, 1].tolist() == [[0, 0, 0, 0], [1, 3, -4, 0], [9, 16, -25, 0], [0, 0, 0, 0]]
+
+
+def test_a_fresh_layer_has_the_gradients_of_the_reference():
+    layer = DeformConv2d(4, 6, 3, padding=1, offset_groups=2)
+    assert verify_gradients(layer, torch.randn(2, 4, 5, 6, generator=torch.Generator().manual_seed(0))) < 1
+
+
+def test_half_types_that_are_not_widened_still_find_their_places():
+    """bfloat16 has no 257: a device without widening must not count positions in it."""
+    x = (torch.arange(600) % 7).to(torch.bfloat16).view(1, 1, 1, 600)
+    offset = torch.zeros(1, 2, 1, 600, dtype=torch.bfloat16)
+    windows = grid("test", (1, 600), (1, 1), 1, 0, 1)
+    y = convolve(x, offset, torch.ones(1, 1, 1, 1, dtype=torch.bfloat16), None, None, windows, 1)
+    assert y.dtype == torch.bfloat16
+    assert torch.equal(y, x)
 
 
 def test_each_offset_group_moves_its_own_channels():
@@ -80,12 +125,14 @@ def test_every_operand_has_its_gradient_twice(masked):
     assert gradgradcheck(f, leaves)
 
 
-def test_places_far_away_send_no_gradient_and_no_nan():
+@BOTH
+def test_places_far_away_send_no_gradient_and_no_nan(f):
     x, w = normal(1, 1, 3, 3).requires_grad_(), normal(1, 1, 1, 1, seed=1).requires_grad_()
-    offset = torch.full((1, 2, 3, 3), float("inf"), dtype=torch.float64).requires_grad_()
-    mask = torch.ones(1, 1, 3, 3, dtype=torch.float64).requires_grad_()
-    for gradient in torch.autograd.grad(deform_conv2d(x, offset, w, mask=mask).sum(), [x, offset, w, mask]):
-        assert gradient.abs().sum() == 0
+    for distance in (float("inf"), float("-inf"), -3.5, 1e9):
+        offset = torch.full((1, 2, 3, 3), distance, dtype=torch.float64).requires_grad_()
+        mask = torch.ones(1, 1, 3, 3, dtype=torch.float64).requires_grad_()
+        for gradient in torch.autograd.grad(f(x, offset, w, mask=mask).sum(), [x, offset, w, mask]):
+            assert gradient.abs().sum() == 0
 
 
 def test_a_fresh_layer_is_a_standard_convolution():
@@ -119,6 +166,8 @@ def test_external_offsets_and_torchvisions_state_dict():
         layer(x)
     with pytest.raises(ValueError, match="DeformConv2d: an offset is only given where"):
         DeformConv2d(2, 3, 3)(x, offset)
+    with pytest.raises(ValueError, match="DeformConv2d: a mask is only given where"):
+        DeformConv2d(2, 3, 3)(x, mask=mask)
 
 
 @pytest.mark.parametrize(
