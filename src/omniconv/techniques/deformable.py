@@ -106,14 +106,14 @@ def convolve(
     """Gathers the four neighbours of one tap at a time, as whole rows of channels, and multiplies them by the tap's weights.
 
     Scratch is one tap's samples, and indices of the size of the offsets: those of all taps are made at once, since their many
-    small ops would cost more than the convolution (16 channels at 14×14, 3×3: 2.1 ms instead of 0.35).
+    small ops would cost more than the convolution (16 channels at 14×14, 3×3: 2.2 ms instead of 0.5).
 
-    ms of one forward on one thread, 3×3   64 channels at 56×56   256 channels at 28×28
-    this                                     4.5                    10.7
-    rows of two neighbours, half the gathers 5.5                    11.7
-    grid_sample, one product                 6.2                    11.7   (has no second derivative)
-    embedding_bag, four weighted rows        4.0                    14.4   (has none either)
-    one gather and bmm for four neighbours  14.9                    19.9
+    ms of one forward on one thread, 3×3, in one run   64 channels at 56×56   256 channels at 28×28
+    this                                                 4.5                    10.7
+    rows of two neighbours, half the gathers             5.2                    11.2
+    grid_sample, one product                             6.1                    11.4   (has no forward-mode derivative)
+    embedding_bag, four weighted rows                    4.7                    10.2   (has no second derivative either)
+    one gather and bmm for four neighbours              11.6                    10.9
     """
     n, c, h, w = x.shape
     out_channels, kernel, outputs = weight.shape[0], weight.shape[2:], offset.shape[2:]
