@@ -19,7 +19,7 @@ from omniconv.analysis.tables import as_csv, as_json, as_markdown
 from omniconv.bench.compare import BASE, SEQUENCE_BASELINES, Settings, compare, fresh_layer
 from omniconv.bench.report import headline, report, tables
 from omniconv.problem import Problem
-from omniconv.techniques import TECHNIQUES, find
+from omniconv.techniques import TECHNIQUES, find, parse
 from omniconv.testing import layer_calls, verify_gradients, verify_layer
 from omniconv.timing import Interrupted, alternate
 
@@ -245,6 +245,26 @@ def test_a_missing_gradient_fails(monkeypatch):
     right = find(BASE)
     broken(monkeypatch, BASE, reference=lambda input, *args, **kwargs: right.reference(input.detach(), *args, **kwargs))
     assert "gradients must reach" in compare(**SMALL, backward=True).failed[0].reason
+
+
+def test_a_gradient_wrong_by_a_thousandth_fails(monkeypatch):
+    right = find(BASE)
+
+    def reference(*args, **kwargs):
+        y = right.reference(*args, **kwargs)
+        return y + 0.001 * (y - y.detach())
+
+    broken(monkeypatch, BASE, reference=reference)
+    failed = compare(**SMALL, backward=True).failed
+    assert BASE in {row.technique for row in failed}
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_gradient_that_cancels_is_not_called_wrong(seed):
+    """The softmax of one head over every tap of a circular sequence: its gradient is a small difference of large numbers."""
+    technique, problem = parse("lightweight1d n1 c2 i4 k4 psame h1 mode:circular")
+    torch.manual_seed(seed)
+    assert verify_gradients(technique.layer(problem), torch.randn(1, 2, 4), seed=seed) <= 1
 
 
 def test_interrupted_while_verifying(monkeypatch):
