@@ -16,6 +16,7 @@ from omniconv.techniques._operator import check_bias, check_weight, deliver, fai
 
 
 def windows_of(op: str, input: Tensor, weight: Tensor, stride: Any, padding: Padding, dilation: Any) -> Grid:
+    """The windows of a call, settled and checked."""
     return grid(op, input.shape[2:], weight.shape[2:], stride, padding, dilation)
 
 
