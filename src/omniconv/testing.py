@@ -1,7 +1,7 @@
 """Inputs, derived error bounds and the check against the reference, for tests, benchmarks and the command line alike."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -203,7 +203,9 @@ def _is_floating(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
-def verify_gradients(module: nn.Module, *inputs: Tensor, seed: int = 0) -> float:
+def verify_gradients(
+    module: nn.Module, *inputs: Tensor, seed: int = 0, references: Mapping[str, Callable[..., Tensor]] | None = None
+) -> float:
     """Checks the gradients of every house layer's op against those of its reference in float64; returns the largest share.
 
     The measure is the 1-norm over a whole gradient, which one position on a kink (offsets that land on a whole number) cannot move:
@@ -215,6 +217,12 @@ def verify_gradients(module: nn.Module, *inputs: Tensor, seed: int = 0) -> float
     difference of large numbers, as that of a softmax can be, is no better determined. The gradient that comes in is between 0.5
     and 1.5, so that sums over it do not cancel.
 
+    Args:
+        module: A layer, or what holds some.
+        inputs: What it is called with.
+        seed: Of the gradient that comes in.
+        references: By technique, what to compare with in place of its reference, whose gradients are slow to come by.
+
     Raises:
         AssertionError: A gradient is outside, missing or of another shape.
     """
@@ -224,12 +232,13 @@ def verify_gradients(module: nn.Module, *inputs: Tensor, seed: int = 0) -> float
         grad_y = (torch.rand(call.y.shape, generator=generator, dtype=torch.float64) + 0.5).to(call.y.dtype)
         made = _gradients(type(call.layer).op, call.operands, grad_y)
         wide = widened(call.operands)
-        expected = _gradients(call.technique.reference, wide, grad_y.double())
+        reference = (references or {}).get(call.technique.name, call.technique.reference)
+        expected = _gradients(reference, wide, grad_y.double())
         if made.keys() != expected.keys():
             raise AssertionError(
                 f"{call.technique.name}: gradients must reach {', '.join(expected)}, got {', '.join(made) or 'none'}"
             )
-        movements = _movements(call.technique.reference, wide, grad_y.double(), expected)
+        movements = _movements(reference, wide, grad_y.double(), expected)
         terms = max([call.y.numel(), *(g.numel() for g in expected.values())])
         allowed = 4 * math.sqrt(terms) * _ROUNDOFF[call.y.dtype] + torch.finfo(call.y.dtype).eps
         for name, g in expected.items():

@@ -6,16 +6,17 @@ from typing import Annotated
 
 import typer
 
-from omniconv.cli import catalogue, compare, doctor
+from omniconv.cli import bench, catalogue, compare, doctor
 
 app = typer.Typer(
-    help="Every convolution a network designer reaches for: compare them, list them, look one up.",
+    help="Every convolution a network designer reaches for: compare them, time them, list them, look one up.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("compare")(compare.command)
+app.command("bench")(bench.command)
 app.command("list")(catalogue.list_techniques)
 app.command("info")(catalogue.info)
 app.command("doctor")(doctor.doctor)

@@ -7,7 +7,6 @@ from typing import Annotated
 import torch
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from omniconv.bench.compare import Comparison, compare
@@ -22,7 +21,8 @@ from omniconv.cli.output import (
     deliver,
     draw,
     give_up,
-    notes,
+    progress_bar,
+    warn_of_load,
 )
 from omniconv.problem import DTYPES
 from omniconv.timing import Interrupted
@@ -61,7 +61,7 @@ def command(
         _check(threads, budget)
         if threads is not None:
             torch.set_num_threads(threads)
-        with _progress() as bar:
+        with progress_bar() as bar:
             task = bar.add_task("stem", total=1.0)
             result = compare(
                 picture, sequence, channels=channels, kernel=kernel, size=size, batch=batch, backward=backward, dtype=dtype,
@@ -72,7 +72,7 @@ def command(
         give_up(error)
     except Interrupted as stopped:
         result = stopped.done
-    _warn_of_load(result)
+    warn_of_load(result.machine)
     deliver(
         "compare", result, tables(result), form, output,
         show=partial(_show, result), remarks=(*result.notes, result.verdict), writers={".html": lambda: report(result)},
@@ -88,20 +88,6 @@ def _check(threads: int | None, budget: float) -> None:
         raise ValueError(f"compare: threads must be between 1 and 1024, got {threads}")
     if not 0 < budget <= 86400:
         raise ValueError(f"compare: the budget must be above 0 and at most 86400 seconds, got {budget:g}")
-
-
-def _progress() -> Progress:
-    console = notes()
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn())
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-
-
-def _warn_of_load(result: Comparison) -> None:
-    machine = result.machine
-    if machine.load is not None and machine.load[0] > machine.cores - machine.threads + 1:
-        notes().print(
-            Text(f"note: load average {machine.load[0]:.1f} on {machine.cores} cores: others are running, times may be high")
-        )
 
 
 def _show(result: Comparison, console: Console) -> None:

@@ -10,10 +10,12 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich import box
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from omniconv.analysis.tables import Column, Table, as_csv, as_json, as_markdown
+from omniconv.timing import Machine
 
 
 class Format(str, Enum):
@@ -44,6 +46,21 @@ def give_up(error: object) -> NoReturn:
     """Says in one line what is wrong with the call; exit code 2."""
     notes().print(Text(str(error)), soft_wrap=True)
     raise typer.Exit(2)
+
+
+def progress_bar() -> Progress:
+    """What long work shows of itself where a terminal looks on."""
+    console = notes()
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn())
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
+def warn_of_load(machine: Machine) -> None:
+    """Says on standard error that others were running while times were taken."""
+    if machine.load is not None and machine.load[0] > machine.cores - machine.threads + 1:
+        notes().print(
+            Text(f"note: load average {machine.load[0]:.1f} on {machine.cores} cores: others are running, times may be high")
+        )
 
 
 def check_file(command: str, file: Path | None, force: bool, suffixes: Sequence[str]) -> None:

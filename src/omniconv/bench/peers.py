@@ -1,0 +1,308 @@
+"""Other ways to compute a problem, made ready to be timed: plain torch in every memory format, torch.compile and the runtimes.
+
+A way is a call without arguments: all that can be done once (plans, packed weights, bound buffers) is done before. A package that
+is missing, or that refuses a problem, is absent with a reason.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from omniconv.problem import Problem
+from omniconv.techniques import Technique
+from omniconv.techniques._technique import Stage
+
+FORWARD, BOTH = "forward", "both"
+DIRECTIONS = (FORWARD, BOTH)
+
+_CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+FORMATS = {2: torch.channels_last, 3: torch.channels_last_3d}
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way: what is timed, and what it computes (the result, or the gradient of every operand in their order)."""
+
+    name: str
+    call: Callable[[], object]
+    answer: Callable[[], tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class Absent:
+    """A way that cannot be timed, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be computed: the operands of the technique's op, contiguous, and the gradient that comes in."""
+
+    technique: Technique
+    problem: Problem
+    operands: Mapping[str, Any]
+    grad_y: Tensor
+    threads: int = 1
+
+    @property
+    def stage(self) -> Stage:
+        """The one plain convolution that the technique is here.
+
+        Raises:
+            ValueError: It is none.
+        """
+        first, *others = self.technique.stages(self.problem)
+        if others or first.weights is not None or first.flops or first.transposed or first.padding_mode != "zeros":
+            raise ValueError("the problem is not one plain convolution")
+        return first
+
+
+def torch_way(name: str, direction: str, op: Callable[..., Tensor], operands: Mapping[str, Any], grad_y: Tensor) -> Way:
+    """A torch function on these operands, forward alone or with the backward of a training step."""
+    operands = {k: v.detach() if isinstance(v, Tensor) else v for k, v in operands.items()}
+    if direction == FORWARD:
+        forward = partial(op, **operands)
+        return Way(name, forward, lambda: (forward(),))
+    leaves = [v.requires_grad_() for v in operands.values() if isinstance(v, Tensor) and v.is_floating_point()]
+    with torch.no_grad():
+        y = op(**operands)
+    incoming = torch.empty_like(y).copy_(grad_y.reshape(y.shape))
+
+    def step() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(op(**operands), leaves, incoming)
+
+    return Way(name, step, step)
+
+
+def formatted(operands: Mapping[str, Any], rank: int) -> dict[str, Any]:
+    """The operands in channels-last format, those that have one."""
+    return {
+        k: v.to(memory_format=FORMATS[rank]) if isinstance(v, Tensor) and v.dim() == rank + 2 else v for k, v in operands.items()
+    }
+
+
+def _torch_forms(task: Task) -> Iterator[tuple[str, Callable[..., Tensor], Mapping[str, Any]]]:
+    """Name, function and operands of every way in which torch can be asked."""
+    rank = task.problem.rank
+    try:
+        stage = task.stage
+    except ValueError:
+        peer, operands = task.technique.peers[0], dict(task.operands)
+        yield f"{peer.name} contiguous", peer.run, operands
+        if rank > 1:
+            yield f"{peer.name} channels-last", peer.run, formatted(operands, rank)
+        return
+    operands = {name: task.operands[name] for name in ("input", "weight", "bias")}
+    for suffix, op in _convolutions(stage):
+        yield f"torch contiguous{suffix}", op, operands
+        if rank > 1:
+            yield f"torch channels-last{suffix}", op, formatted(operands, rank)
+    if rank == 1:
+        flat = {k: v.unsqueeze(2).contiguous() if v.dim() == 3 else v for k, v in operands.items()}
+        for suffix, op in _convolutions(_with_a_row(stage)):
+            yield f"torch as 2-D contiguous{suffix}", op, flat
+            yield f"torch as 2-D channels-last{suffix}", op, formatted(flat, 2)
+
+
+def _with_a_row(stage: Stage) -> Stage:
+    """A convolution over one axis as one over two, the first of one row."""
+    return Stage(
+        stage.name, stage.in_channels, stage.out_channels, (1, *stage.size), (1, *stage.out), (1, *stage.kernel),
+        (1, *stage.stride), ((0, 0), *stage.pads), (1, *stage.dilation), stage.groups,
+    )  # fmt: skip
+
+
+def _convolutions(stage: Stage) -> Iterator[tuple[str, Callable[..., Tensor]]]:
+    """torch's convolution; where pads differ between the sides, what people write around it: a padded input or a cropped result."""
+    convolution = _CONVOLUTIONS[len(stage.size)]
+    settings = {"stride": stage.stride, "dilation": stage.dilation, "groups": stage.groups}
+    if all(before == after for before, after in stage.pads):
+        yield "", partial(convolution, padding=tuple(before for before, _ in stage.pads), **settings)
+        return
+    flat = [pad for pair in reversed(stage.pads) for pad in pair]
+
+    def padded(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return convolution(F.pad(input, flat), weight, bias, **settings)
+
+    yield ", padded", padded
+    widest = tuple(max(pair) for pair in stage.pads)
+    surplus = [wide - before for wide, (before, _) in zip(widest, stage.pads, strict=True)]
+    if any(extra % step for extra, step in zip(surplus, stage.stride, strict=True)):
+        return
+    window = tuple(
+        slice(extra // step, extra // step + out) for extra, step, out in zip(surplus, stage.stride, stage.out, strict=True)
+    )
+
+    def cropped(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return convolution(input, weight, bias, padding=widest, **settings)[(slice(None), slice(None), *window)]
+
+    yield ", cropped", cropped
+
+
+def _torch(task: Task, direction: str) -> Iterator[Way]:
+    for name, op, operands in _torch_forms(task):
+        yield torch_way(name, direction, op, operands, task.grad_y)
+
+
+def _compiled(task: Task, direction: str) -> Iterator[Way]:
+    """Inductor, told that shapes never change."""
+    if task.problem.rank != 2:
+        return
+    torch._dynamo.reset()
+    for name, op, operands in _torch_forms(task):
+        settings = {k: v for k, v in operands.items() if not isinstance(v, Tensor)}
+        tensors = {k: v for k, v in operands.items() if isinstance(v, Tensor)}
+        yield torch_way(f"torch.compile{name.removeprefix('torch')}", direction, _inductor(op, settings), tensors, task.grad_y)
+
+
+def _inductor(op: Callable[..., Tensor], settings: Mapping[str, Any]) -> Callable[..., Tensor]:
+    def function(**tensors: Tensor) -> Tensor:
+        return op(**tensors, **settings)
+
+    return torch.compile(function, dynamic=False)
+
+
+_ONNX_TYPES = {"f32": "FLOAT", "f64": "DOUBLE", "bf16": "BFLOAT16", "f16": "FLOAT16"}
+
+
+def onnx_model(task: Task) -> bytes:
+    """The problem as an ONNX model of one Conv whose weight and bias are constants.
+
+    Raises:
+        ValueError: The problem is not one plain convolution.
+    """
+    onnx = import_module("onnx")
+    stage, kind = task.stage, getattr(onnx.TensorProto, _ONNX_TYPES[task.problem.dtype])
+    constants = [
+        onnx.helper.make_tensor(name, kind, list(task.operands[name].shape), _bytes(task.operands[name]).tobytes(), raw=True)
+        for name in ("weight", "bias")
+    ]
+    node = onnx.helper.make_node(
+        "Conv", ["input", "weight", "bias"], ["y"], group=stage.groups, kernel_shape=stage.kernel, strides=stage.stride,
+        dilations=stage.dilation, pads=[*(before for before, _ in stage.pads), *(after for _, after in stage.pads)],
+    )  # fmt: skip
+    values = [
+        onnx.helper.make_tensor_value_info(name, kind, list(shape))
+        for name, shape in {"input": task.operands["input"].shape, "y": task.technique.output_shape(task.problem)}.items()
+    ]
+    graph = onnx.helper.make_graph([node], "problem", values[:1], values[1:], constants)
+    opset = onnx.helper.make_opsetid("", 22 if task.problem.dtype == "bf16" else 17)  # 22 is the first with bfloat16 in Conv
+    return bytes(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=10).SerializeToString())
+
+
+def _bytes(x: Tensor) -> Any:
+    """The numbers of a contiguous tensor as an array of bytes over the same memory."""
+    return x.detach().contiguous().view(torch.uint8).reshape(-1).numpy()
+
+
+def _onnxruntime(task: Task, direction: str) -> Iterator[Way]:
+    """All graph optimisations, input and output bound to torch's memory."""
+    runtime, onnx = import_module("onnxruntime"), import_module("onnx")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = task.threads, 1
+    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # its threads must not spin while others are timed
+    session = runtime.InferenceSession(onnx_model(task), options, providers=["CPUExecutionProvider"])
+    kind = getattr(onnx.TensorProto, _ONNX_TYPES[task.problem.dtype])
+    x, y = (
+        task.operands["input"].contiguous(),
+        torch.zeros(task.technique.output_shape(task.problem), dtype=task.problem.torch_dtype),
+    )
+    binding = session.io_binding()
+    binding.bind_input("input", "cpu", 0, kind, list(x.shape), x.data_ptr())
+    binding.bind_output("y", "cpu", 0, kind, list(y.shape), y.data_ptr())
+    run = partial(session.run_with_iobinding, binding)
+    yield Way("ONNX Runtime", run, partial(_answer, run, x, y))
+
+
+def _openvino(task: Task, direction: str) -> Iterator[Way]:
+    """Tuned for latency, precision as asked for, input and output in torch's memory."""
+    if task.problem.dtype == "f64":
+        raise ValueError("it computes float64 in float32")
+    openvino = import_module("openvino")
+    core = openvino.Core()
+    model = core.read_model(onnx_model(task))
+    compiled = core.compile_model(
+        model,
+        "CPU",
+        {
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+            "INFERENCE_NUM_THREADS": task.threads,
+            "INFERENCE_PRECISION_HINT": task.problem.dtype,
+        },
+    )
+    kind = model.input(0).element_type
+    x, y = (
+        task.operands["input"].contiguous(),
+        torch.zeros(task.technique.output_shape(task.problem), dtype=task.problem.torch_dtype),
+    )
+    request = compiled.create_infer_request()
+    request.set_input_tensor(openvino.Tensor(_bytes(x), openvino.Shape(list(x.shape)), kind))
+    request.set_output_tensor(openvino.Tensor(_bytes(y), openvino.Shape(list(y.shape)), kind))
+    run = partial(request.infer, share_outputs=True)
+    yield Way("OpenVINO", run, partial(_answer, run, x, y))
+
+
+def _answer(run: Callable[[], object], x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+    """What a runtime writes; the arguments also keep the memory that it was given alive."""
+    run()
+    return (y.clone(),)
+
+
+@dataclass(frozen=True)
+class Rival:
+    """Who is compared with: the packages it needs, the directions it computes, and how it is made ready."""
+
+    name: str
+    packages: tuple[str, ...]
+    directions: tuple[str, ...]
+    prepare: Callable[[Task, str], Iterator[Way]]
+
+
+TORCH = Rival("torch", (), DIRECTIONS, _torch)
+COMPILED = Rival("torch.compile", (), (FORWARD,), _compiled)
+ONNXRUNTIME = Rival("ONNX Runtime", ("onnx", "onnxruntime"), (FORWARD,), _onnxruntime)
+OPENVINO = Rival("OpenVINO", ("onnx", "openvino"), (FORWARD,), _openvino)
+
+
+def rivals(compiled: bool) -> tuple[tuple[Rival, ...], tuple[Absent, ...]]:
+    """Those that can be compared with here, and those that cannot, with the reason."""
+    present, absent = [], []
+    for rival in (TORCH, COMPILED, ONNXRUNTIME, OPENVINO):
+        missing = [package for package in rival.packages if find_spec(package) is None]
+        if rival is COMPILED and not compiled:
+            absent.append(Absent(rival.name, "it was not asked for (--compile)"))
+        elif missing:
+            absent.append(Absent(rival.name, f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed"))
+        else:
+            present.append(rival)
+    return tuple(present), tuple(absent)
+
+
+def ways(task: Task, direction: str, asked: Sequence[Rival]) -> Iterator[Way | Absent]:
+    """Every way of those asked that computes the direction."""
+    for rival in asked:
+        if direction not in rival.directions:
+            continue
+        try:
+            yield from list(rival.prepare(task, direction))
+        except Exception as error:  # whatever a package raises only means that it cannot be compared with
+            yield Absent(rival.name, reason_of(error))
+
+
+def reason_of(error: Exception) -> str:
+    """An exception in one line of at most 200 characters."""
+    words = " ".join(str(error).split())
+    text = words if isinstance(error, ValueError) else f"{type(error).__name__}: {words}"
+    return text if len(text) <= 200 else text[:199] + "…"

@@ -1,0 +1,509 @@
+"""How fast a technique is: every layer of ``shapes/<technique>.txt``, ours beside every peer and beside the machine's own limits.
+
+All ways to compute a layer are timed in turns in one process, hot and, if asked, cold; each is checked before. Ours must stay under
+its derived error bound, forward and backward, or the layer fails; a peer only has to compute the same convolution. Among memory
+formats the faster counts, for us as for torch.
+"""
+
+import gc
+import json
+import subprocess
+import time
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from omniconv.analysis.doctor import Package, examine
+from omniconv.analysis.tables import SCHEMA_VERSION, plain
+from omniconv.bench.compare import PEER_TOLERANCE, fresh_layer
+from omniconv.bench.networks import NetworkLayer, read_layers
+from omniconv.bench.peaks import Demand, Floor, Peaks, measure_peaks
+from omniconv.bench.peers import BOTH, DIRECTIONS, FORMATS, Absent, Rival, Task, Way, reason_of, rivals, torch_way, ways
+from omniconv.problem import DTYPES, Problem
+from omniconv.techniques import Technique
+from omniconv.testing import assert_within_bound, layer_calls, make_inputs, verify_gradients, verify_layer, widened
+from omniconv.timing import SAMPLE_SECONDS, Interrupted, Machine, Timing, alternate, machine
+
+PACKAGES = ("omniconv", "torch", "onnx", "onnxruntime", "openvino")
+HALF = ("bf16", "f16")
+COLD_ROUNDS = (5, 21)  # emptying the caches takes longer than most calls
+
+Progress = Callable[[float, str], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured, and how."""
+
+    technique: str
+    directions: tuple[str, ...] = DIRECTIONS
+    dtype: str | None = None
+    only: str | None = None
+    threads: int = 1
+    cold: bool = False
+    compiled: bool = False
+    budget: float = 2.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.directions or any(d not in DIRECTIONS for d in self.directions):
+            raise ValueError(f"bench: the direction must be {' or '.join(DIRECTIONS)}, got {', '.join(self.directions) or 'none'}")
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise ValueError(f"bench: dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        if not 1 <= self.threads <= 1024:
+            raise ValueError(f"bench: threads must be between 1 and 1024, got {self.threads}")
+        if not 0 < self.budget <= 86400:
+            raise ValueError(f"bench: the budget must be above 0 and at most 86400 seconds, got {self.budget:g}")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One way to compute a layer. ``agrees`` is None where it was not run; ``reason`` says why there is no time."""
+
+    name: str
+    hot: Timing | None = None
+    cold: Timing | None = None
+    agrees: bool | None = None
+    reason: str = ""
+
+
+def fastest(ways: Iterable[Measured], *, cold: bool = False) -> Measured | None:
+    """The one with the smallest median, if there is a time at all."""
+    timed = {way: timing.median for way in ways if (timing := _time_of(way, cold=cold))}
+    return min(timed, key=timed.__getitem__, default=None)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One layer in one direction ("both": forward and backward). Ratios are their time over ours: above 1 we are faster.
+
+    ``share`` and ``gradient_share`` are our largest errors as shares of their bounds. ``f32`` is ours in float32 where the layer
+    has a half type. The rest follows from the times: ``ratio`` is the best peer over ours, ``torch_ratio`` eager torch over ours,
+    ``f32_ratio`` ours in float32 over ours, ``to_floor`` ours over the floor, and ``differs`` says whether the difference to the
+    best peer is beyond noise.
+    """
+
+    network: str
+    problem: str
+    direction: str
+    status: str
+    reason: str = ""
+    share: float | None = None
+    gradient_share: float | None = None
+    macs: int = 0
+    bytes: int = 0
+    floor: Floor | None = None
+    cold_floor: Floor | None = None
+    ours: tuple[Measured, ...] = ()
+    f32: tuple[Measured, ...] = ()
+    peers: tuple[Measured, ...] = ()
+    best: str | None = field(init=False)
+    best_peer: str | None = field(init=False)
+    ratio: float | None = field(init=False)
+    differs: bool | None = field(init=False)
+    torch_ratio: float | None = field(init=False)
+    f32_ratio: float | None = field(init=False)
+    to_floor: float | None = field(init=False)
+    cold_ratio: float | None = field(init=False)
+    cold_to_floor: float | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        best, peer = fastest(self.ours), fastest(self.peers)
+        ours, theirs = _time_of(best), _time_of(peer)
+        eager = _time_of(fastest(way for way in self.peers if way.name.startswith("torch ")))
+        cold, cold_peer = (_time_of(fastest(ways, cold=True), cold=True) for ways in (self.ours, self.peers))
+        for name, value in {
+            "best": best.name if best else None,
+            "best_peer": peer.name if peer else None,
+            "ratio": _ratio(theirs, ours),
+            "differs": ours.differs_from(theirs) if ours and theirs else None,
+            "torch_ratio": _ratio(eager, ours),
+            "f32_ratio": _ratio(_time_of(fastest(self.f32)), ours),
+            "to_floor": ours.median / self.floor.seconds if ours and self.floor else None,
+            "cold_ratio": _ratio(cold_peer, cold),
+            "cold_to_floor": cold.median / self.cold_floor.seconds if cold and self.cold_floor else None,
+        }.items():
+            object.__setattr__(self, name, value)
+
+
+def _time_of(way: Measured | None, *, cold: bool = False) -> Timing | None:
+    if way is None:
+        return None
+    return way.cold if cold else way.hot
+
+
+def _ratio(theirs: Timing | None, ours: Timing | None) -> float | None:
+    return theirs.median / ours.median if theirs and ours else None
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """The result: the rows in order, what they are judged by, and how and where they were measured."""
+
+    settings: Settings
+    rows: tuple[Row, ...]
+    peaks: Peaks
+    absent: tuple[Absent, ...]
+    notes: tuple[str, ...]
+    path: str
+    packages: tuple[Package, ...]
+    commit: str | None
+    machine: Machine
+    interrupted: bool = False
+
+    @property
+    def failed(self) -> tuple[Row, ...]:
+        """The rows in which our answer was wrong."""
+        return tuple(row for row in self.rows if row.status == "failed")
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A layer of ours that was found right, contiguous or channels-last: what it called its op with, and what came out."""
+
+    form: str
+    op: Callable[..., Tensor]
+    operands: Mapping[str, Any]
+    y: Tensor
+    share: float
+    gradient_share: float | None
+
+
+def run(
+    technique: str,
+    *,
+    directions: Sequence[str] = DIRECTIONS,
+    dtype: str | None = None,
+    only: str | None = None,
+    threads: int = 1,
+    cold: bool = False,
+    compiled: bool = False,
+    budget: float = 2.0,
+    seed: int = 0,
+    progress: Progress | None = None,
+    layers: Sequence[NetworkLayer] | None = None,
+) -> Benchmark:
+    """Measures a technique on its layers.
+
+    Args:
+        technique: Its name.
+        directions: "forward", "both" (forward and backward), or the two of them.
+        dtype: Of all layers, in place of their own: "f32", "f64", "bf16" or "f16".
+        only: Keeps the layers in whose network or problem this text occurs.
+        threads: Of torch and of every peer.
+        cold: Measure also with empty caches.
+        compiled: Compare with torch.compile too; every layer is compiled twice.
+        budget: Seconds of timing per layer.
+        seed: Of weights and inputs.
+        progress: Called with the share of the work done and what is at work.
+        layers: What to measure instead of the technique's file; ``dtype`` and ``only`` then have no effect.
+
+    Raises:
+        ValueError: A setting is not usable.
+        Interrupted: Ctrl-C; it carries the Benchmark of what was done.
+    """
+    settings = Settings(technique, tuple(directions), dtype, only, threads, cold, compiled, budget, seed)
+    found, listed = read_layers(technique, dtype=dtype, only=only)
+    work = list(listed if layers is None else layers)
+    report = progress or (lambda share, what: None)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return _run(settings, found, work, report)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _run(settings: Settings, technique: Technique, layers: Sequence[NetworkLayer], report: Progress) -> Benchmark:
+    asked, absent = rivals(settings.compiled)
+    state = machine()
+    report(0.0, "peaks of the machine")
+    try:
+        peaks = measure_peaks(double=any(layer.problem.dtype == "f64" for layer in layers))
+    except Interrupted:
+        raise KeyboardInterrupt from None  # nothing to keep yet
+    result = partial(
+        Benchmark, settings, peaks=peaks, absent=absent, notes=_notes(settings), path=_path(technique),
+        packages=tuple(map(_package, PACKAGES)), commit=_commit(), machine=state,
+    )  # fmt: skip
+    rows: list[Row] = []
+    try:
+        for done, layer in enumerate(layers):
+            report(done / len(layers), f"{layer.network}: {layer.problem}")
+            rows += _rows(settings, technique, layer, peaks, asked)
+    except KeyboardInterrupt:
+        raise Interrupted(result(rows=tuple(rows), interrupted=True)) from None
+    report(1.0, "done")
+    return result(rows=tuple(rows))
+
+
+def _rows(settings: Settings, technique: Technique, layer: NetworkLayer, peaks: Peaks, asked: Sequence[Rival]) -> list[Row]:
+    """The layer in every direction: checked, then timed."""
+    problem = layer.problem.replace(channels_last=False)  # both formats are measured
+    named = partial(Row, layer.network, str(problem))
+    try:
+        made = _verified(technique, problem, settings)
+        plain_made = _verified(technique, problem.replace(dtype="f32"), settings) if problem.dtype in HALF else []
+    except Exception as error:  # whatever our layer raises is the row's failure, not the command's
+        reason = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
+        return [named(direction, "failed", " ".join(reason.split())) for direction in settings.directions]
+    rows = []
+    for direction in settings.directions:
+        read = sum(v.numel() * v.element_size() for v in made[0].operands.values() if isinstance(v, Tensor))
+        macs = technique.cost(problem).macs_valid
+        demand = Demand.of(macs, read, made[0].y.numel() * made[0].y.element_size(), direction == BOTH)
+        ours, f32, peers = _timed(settings, technique, problem, direction, made, plain_made, peaks, asked)
+        floor = partial(demand.floor, peaks, double=problem.dtype == "f64")
+        rows.append(
+            named(
+                direction, "verified", "", max(m.share for m in made),
+                max(m.gradient_share or 0.0 for m in made) if direction == BOTH else None,
+                demand.flops // 2, demand.moved, floor(), floor(cold=True) if settings.cold else None, ours, f32, peers,
+            )
+        )  # fmt: skip
+    return rows
+
+
+def _verified(technique: Technique, problem: Problem, settings: Settings) -> list[_Layer]:
+    """Our layer in every memory format, once each was found right.
+
+    Raises:
+        AssertionError: It is not.
+    """
+    made = []
+    for last in (False, True) if problem.rank > 1 else (False,):
+        layer = fresh_layer(technique, problem, settings.seed)
+        if last:
+            layer.to(memory_format=FORMATS[problem.rank])  # type: ignore[call-overload]
+        x = make_inputs(technique, problem.replace(channels_last=last), seed=settings.seed)["input"]
+        share = verify_layer(layer, x)
+        gradient = _verified_gradients(technique, layer, x, settings.seed) if BOTH in settings.directions else None
+        call = layer_calls(layer, x)[-1]
+        operands = {k: v.detach() if isinstance(v, Tensor) else v for k, v in call.operands.items()}
+        made.append(_Layer("channels-last" if last else "contiguous", type(call.layer).op, operands, call.y, share, gradient))
+    return made
+
+
+def _verified_gradients(technique: Technique, layer: nn.Module, x: Tensor, seed: int) -> float:
+    """Compared with plain torch in float64: the reference's own gradients of a 31×31 kernel take minutes and gigabytes.
+
+    torch's result is compared with the reference before.
+    """
+    if not technique.peers:
+        return verify_gradients(layer, x, seed=seed)
+    peer = technique.peers[0].run
+    with torch.no_grad():
+        for call in layer_calls(layer, x):
+            if call.technique is technique:
+                wide = widened(call.operands)
+                assert_within_bound(technique, wide, peer(**wide))
+    return verify_gradients(layer, x, seed=seed, references={technique.name: peer})
+
+
+def _timed(
+    settings: Settings,
+    technique: Technique,
+    problem: Problem,
+    direction: str,
+    made: Sequence[_Layer],
+    plain_made: Sequence[_Layer],
+    peaks: Peaks,
+    asked: Sequence[Rival],
+) -> tuple[tuple[Measured, ...], ...]:
+    """Ours, ours in float32 and the peers, measured in turns."""
+    generator = torch.Generator().manual_seed(settings.seed)
+    grad_y = (torch.rand(made[0].y.shape, generator=generator) + 0.5).to(problem.torch_dtype)
+    with torch.set_grad_enabled(direction == BOTH):
+        groups: dict[str, list[Way | Measured]] = {"ours": [], "f32": [], "peers": []}
+        for group, layers in {"ours": made, "f32": plain_made}.items():
+            groups[group] += [torch_way(m.form, direction, m.op, m.operands, grad_y.to(m.y.dtype)) for m in layers]
+        task = Task(technique, problem, made[0].operands, grad_y, settings.threads)
+        first = groups["ours"][0]
+        assert isinstance(first, Way)
+        expected = first.answer()
+        for way in ways(task, direction, asked):
+            groups["peers"].append(_checked(way, expected))
+        calls = {f"{group} {way.name}": way.call for group, listed in groups.items() for way in listed if isinstance(way, Way)}
+        share = settings.budget / len(settings.directions) / (2 if settings.cold else 1)
+        hot = alternate(calls, budget=share, sample=SAMPLE_SECONDS)
+        cold = _cold(calls, peaks, share) if settings.cold else {}
+    gc.collect()
+
+    def measured(group: str, way: Way | Measured) -> Measured:
+        if isinstance(way, Measured):
+            return way
+        name = f"{group} {way.name}"
+        return Measured(way.name, hot.get(name), cold.get(name), True)
+
+    return tuple(tuple(measured(group, way) for way in listed) for group, listed in groups.items())
+
+
+def _checked(way: Way | Absent, expected: Sequence[Tensor]) -> Way | Measured:
+    """The way itself if it computes the same as ours; otherwise why it is not timed."""
+    if isinstance(way, Absent):
+        return Measured(way.name, reason=way.reason)
+    try:
+        answer = way.answer()
+    except Exception as error:  # a peer that cannot run is only not compared with
+        return Measured(way.name, reason=reason_of(error))
+    if agree(answer, expected):
+        return way
+    return Measured(way.name, agrees=False, reason=f"its answer is more than {PEER_TOLERANCE:.0%} away")
+
+
+def agree(theirs: Sequence[Tensor], ours: Sequence[Tensor]) -> bool:
+    """Whether two answers are the same but for rounding, each tensor in the 1-norm.
+
+    >>> agree([torch.tensor([1.0, 2.0])], [torch.tensor([[1.0, 2.01]])]), agree([torch.tensor([1.0])], [torch.tensor([1.1])])
+    (True, False)
+    """
+    if [t.numel() for t in theirs] != [o.numel() for o in ours]:
+        return False
+    pairs = [(t.double().reshape(o.shape), o.double()) for t, o in zip(theirs, ours, strict=True)]
+    return all(bool((t - o).abs().sum() <= PEER_TOLERANCE * o.abs().sum()) for t, o in pairs)
+
+
+class StoppedClock:
+    """A clock that stands still while the caches are emptied, so that only what follows is timed."""
+
+    def __init__(self, size: int, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock, self._stood = clock, 0.0
+        self._buffer = torch.zeros(max(size // 4, 1))
+
+    def __call__(self) -> float:
+        """Seconds, those of emptying apart."""
+        return self._clock() - self._stood
+
+    def cold(self, call: Callable[[], object]) -> Callable[[], object]:
+        """The call after a buffer was streamed through the caches."""
+
+        def run() -> object:
+            began = self._clock()
+            self._buffer.add_(1.0)
+            self._stood += self._clock() - began
+            return call()
+
+        return run
+
+
+def _cold(calls: Mapping[str, Callable[[], object]], peaks: Peaks, budget: float) -> dict[str, Timing]:
+    """One call a sample, each after the caches were emptied."""
+    clock = StoppedClock(2 * peaks.last_cache)
+    emptied = {name: clock.cold(call) for name, call in calls.items()}
+    return alternate(emptied, budget=budget, rounds=COLD_ROUNDS, sample=0.0, clock=clock)
+
+
+def _package(name: str) -> Package:
+    try:
+        return Package(name, version(name))
+    except PackageNotFoundError:
+        return Package(name, None)
+
+
+def _path(technique: Technique) -> str:
+    return next(path.path for path in examine().paths if path.technique == technique.name)
+
+
+def _commit() -> str | None:
+    """The commit of the sources, where they lie in a repository of their own."""
+    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=60)
+        return done.stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)
+        return git("describe", "--always", "--dirty", "--exclude", "*")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _notes(settings: Settings) -> tuple[str, ...]:
+    """What a reader must know to read the numbers, in sentences."""
+    gradients = ", gradients in the 1-norm against plain torch's in float64" if BOTH in settings.directions else ""
+    notes = [
+        "Ratio: time of the best peer over ours; above 1 we are faster, ≈ where the quartiles overlap. Ours and torch count in "
+        "their faster memory format.",
+        f"Verified before timed: ours against the reference in float64 under its derived error bound{gradients}; a peer (≠) whose "
+        f"answer is more than {PEER_TOLERANCE:.0%} from ours is not timed.",
+        "Time: median, all in one process and in turns. Hot: called again and again. Backward: gradients of input, weight and bias "
+        "for a fixed gradient of the result.",
+        "Floor: max(flops / peak, bytes / copy bandwidth of the smallest memory that holds all tensors), each tensor moved once; "
+        "peaks measured in the same run through torch: the faster of a matrix product and a dense convolution, and copies.",
+    ]
+    if settings.cold:
+        notes.append("Cold: a buffer of twice the largest cache was streamed before every call; its floor is that of main memory.")
+    return tuple(notes)
+
+
+def slug(state: Machine) -> str:
+    """A machine's name in file names.
+
+    >>> slug(Machine("AMD EPYC 9B45 (x)", 2, 1, "AVX512", "Linux x86_64", "3.11.7", "2.14.1", None))
+    'amd-epyc-9b45-x-avx512'
+    """
+    words = "".join(c if c.isalnum() else " " for c in f"{state.cpu} {state.capability}".lower())
+    return "-".join(words.split())
+
+
+def load(path: str | Path) -> Benchmark:
+    """Reads a Benchmark back from its JSON.
+
+    Raises:
+        ValueError: The file is not one; the message names the file and the place in it.
+    """
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"bench: the file must be readable, got '{path}' ({error.strerror})") from None
+    except ValueError as error:
+        raise ValueError(f"bench: the file must be JSON, got '{path}' ({error})") from None
+    try:
+        if not isinstance(data, dict) or data.pop("schema_version", None) != SCHEMA_VERSION:
+            raise ValueError(f"schema_version must be {SCHEMA_VERSION}")
+        made = _read(Benchmark, data, "")
+    except ValueError as error:
+        raise ValueError(f"bench: {error}, in '{path}'") from None
+    assert isinstance(made, Benchmark)
+    return made
+
+
+def _read(kind: Any, value: Any, where: str) -> Any:
+    """A value of JSON as a value of this type."""
+    if is_dataclass(kind):
+        return _read_record(kind, value, where)
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin is types.UnionType:
+        return None if value is None else _read(next(k for k in inner if k is not types.NoneType), value, where)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise ValueError(f"{where} must be a list, got {value!r}")
+        return tuple(_read(inner[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    accepted = (int, float) if kind is float else kind
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(f"{where} must be {kind.__name__}, got {value!r}")
+    return float(value) if kind is float else value
+
+
+def _read_record(kind: Any, value: Any, where: str) -> Any:
+    """A record field by field; those that follow from others must say the same."""
+    dot = f"{where}." if where else ""
+    known = {f.name: f for f in fields(kind)}
+    if not isinstance(value, dict) or value.keys() != known.keys():
+        got = ", ".join(value) if isinstance(value, dict) else repr(value)
+        raise ValueError(f"{where or 'the file'} must have the fields {', '.join(known)}, got {got}")
+    hints = typing.get_type_hints(kind)
+    made = kind(**{name: _read(hints[name], value[name], dot + name) for name, f in known.items() if f.init})
+    for name, f in known.items():
+        if not f.init and plain(getattr(made, name)) != value[name]:
+            raise ValueError(f"{dot}{name} must be {getattr(made, name)!r} as the times say, got {value[name]!r}")
+    return made
