@@ -21,7 +21,7 @@ import omniconv.bench.compare as bench
 import omniconv.bench.report
 from omniconv.analysis.catalogue import op_names
 from omniconv.cli import app
-from omniconv.techniques import TECHNIQUES
+from omniconv.techniques import TECHNIQUES, find
 from omniconv.timing import alternate
 
 SMALL = ["compare", "--channels", "8", "--size", "6", "--budget", "0.01"]
@@ -270,7 +270,7 @@ def test_doctor():
     assert [path["technique"] for path in data["paths"]] == NAMES
     assert [path["ops"] for path in data["paths"]] == [list(op_names(t)) for t in TECHNIQUES]
     for path in data["paths"]:
-        assert path["path"] == "composite"
+        assert path["path"] == ("native" if find(path["technique"]).engine else "composite")
         assert path["reason"]
         assert path["description"]
 

@@ -24,13 +24,15 @@ if not (ROOT / "geometry.py").exists():
 REPOSITORY = Path(__file__).parent.parent
 
 # room -> the rooms it may import, besides itself
-_BASE = {"geometry", "problem", "layout", "timing"}
+_BASE = {"geometry", "problem", "layout", "timing", "settings", "_native"}
 _LAYERS = {"functional", "nn", "convert"}
 MAY_IMPORT = {
     "geometry": set(),
     "problem": {"geometry"},
     "layout": {"geometry"},
     "timing": {"geometry"},
+    "settings": {"geometry"},
+    "_native": {"geometry"},
     "techniques": _BASE,
     "functional": {"techniques"},
     "nn": {"techniques"},
@@ -39,7 +41,7 @@ MAY_IMPORT = {
     "analysis": _LAYERS | {"techniques"} | _BASE,
     "bench": {"analysis", "testing", "techniques"} | _LAYERS | _BASE,
     "cli": {"bench", "analysis", "testing", "techniques"} | _LAYERS | _BASE,
-    "__init__": {"functional", "nn", "techniques", "problem"},
+    "__init__": {"functional", "nn", "techniques", "problem", "settings"},
 }
 
 

@@ -20,7 +20,12 @@ _PATHS: tuple[Column, ...] = (
     Column("ops", "ops", lambda p: p.ops, lambda p: _names(p.ops), under="technique"),
     Column("path", "path", lambda p: p.path),
     Column("description", "what it does", lambda p: p.description, folds=True),
-    Column("reason", "why", lambda p: p.reason, needs=130),
+    Column("reason", "why", lambda p: p.reason, folds=True),
+)
+_REFUSALS: tuple[Column, ...] = (
+    Column("engine", "engine", lambda r: r.engine, style=lambda r: "bold"),
+    Column("place", "order", lambda r: r.place),
+    Column("reason", "a call takes the composite path where", lambda r: r.reason, folds=True),
 )
 
 
@@ -36,16 +41,17 @@ def _tables(found: Examination) -> list[Table]:
         ("processor", machine.cpu),
         ("cores", str(machine.cores)),
         ("torch threads", str(machine.threads)),
-        ("instruction set", machine.capability),
+        ("torch's instruction set", machine.capability),
+        ("native kernels", found.native),
         ("system", machine.system),
         ("python", machine.python),
         ("load average", load),
     ]
-    reasons = "; ".join(dict.fromkeys(f"{path.path}: {path.reason}" for path in found.paths))
     return [
         Table("Versions", _PACKAGES, found.packages),
         Table("Machine", _MACHINE, facts),
-        Table("Which path the ops take", _PATHS, found.paths, caption=f"{reasons[0].upper()}{reasons[1:]}."),
+        Table("Which path the ops take", _PATHS, found.paths),
+        Table("When native kernels step aside", _REFUSALS, found.refusals),
     ]
 
 

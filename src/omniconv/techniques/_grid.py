@@ -18,7 +18,7 @@ _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, windows: Grid, groups: int = 1) -> Tensor:
-    """torch's convolution; pads that differ between the sides, or other modes than zeros, are copied in first."""
+    """torch's convolution; uneven pads, and modes other than zeros, are copied in first."""
     convolution = _CONVOLUTIONS[x.dim() - 2]
     if x.shape[1] == 1:
         x, weight = _without_layout(x), _without_layout(weight)

@@ -97,6 +97,15 @@ class Peer:
 
 
 @dataclass(frozen=True)
+class Engine:
+    """Native kernels that an op may end in: when they take a call, and in order what still sends one to the composite path."""
+
+    name: str
+    when: str
+    refusals: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Technique:
     """One of the eleven; see the fields' comments. ``TECHNIQUES`` in the package is the only list of them."""
 
@@ -127,6 +136,7 @@ class Technique:
     bound: Callable[..., Tensor]
     variant: Callable[[Problem], Problem]
     peers: tuple[Peer, ...] = ()
+    engine: Engine | None = None
     # keyword arguments under which the op is linear, so that whole numbers give whole numbers
     linear: Mapping[str, Any] = field(default_factory=dict)
 

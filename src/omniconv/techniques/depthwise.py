@@ -16,6 +16,7 @@ from omniconv.geometry import Padding, grid
 from omniconv.problem import Problem
 from omniconv.techniques._activation import activate, check_activation
 from omniconv.techniques._bound import activation_error, linear_error
+from omniconv.techniques._depthwise import ENGINE, deliver_depthwise
 from omniconv.techniques._equation import grid_convolution
 from omniconv.techniques._grid import (
     TAKES,
@@ -27,7 +28,7 @@ from omniconv.techniques._grid import (
     torch_convolution,
     window_arguments,
 )
-from omniconv.techniques._operator import check_bias, check_weight, deliver, per_rank, receive
+from omniconv.techniques._operator import check_bias, check_weight, per_rank, receive
 from omniconv.techniques._technique import Operand, Stage, Technique
 
 
@@ -92,7 +93,7 @@ def depthwise_conv(
     check_bias(op, bias, weight.shape[0])
     check_activation(op, activation)
     windows = grid(op, x.shape[2:], weight.shape[2:], stride, padding, dilation, padding_mode)
-    return deliver(input, rank, convolve, (x, weight, bias), windows, max(x.shape[1], 1), activation=activation)
+    return deliver_depthwise(input, rank, x, weight, bias, windows, activation)
 
 
 depthwise_conv1d, depthwise_conv2d, depthwise_conv3d = per_rank(depthwise_conv)
@@ -225,4 +226,5 @@ TECHNIQUE = Technique(
     bound=bound,
     variant=variant,
     peers=(torch_convolution,),
+    engine=ENGINE,
 )

@@ -17,6 +17,7 @@ from omniconv.geometry import Grid, Padding, grid
 from omniconv.problem import Problem
 from omniconv.techniques._activation import activate, check_activation
 from omniconv.techniques._bound import activation_error, linear_error
+from omniconv.techniques._depthwise import ENGINE, staged_depthwise
 from omniconv.techniques._equation import grid_convolution, with_bias
 from omniconv.techniques._grid import TAKES, check_channels, grid_stage, settled, window_arguments
 from omniconv.techniques._grid import convolve as convolve_on_grid
@@ -57,8 +58,8 @@ def convolve(
     windows: Grid,
     depthwise_activation: str | None,
 ) -> Tensor:
-    """Two of torch's convolutions, the activation between them."""
-    z = activate(convolve_on_grid(x, depthwise_weight, depthwise_bias, windows, max(x.shape[1], 1)), depthwise_activation)
+    """Two convolutions, the activation between them."""
+    z = staged_depthwise(x, depthwise_weight, depthwise_bias, windows, depthwise_activation)
     ones = (1,) * len(windows.stride)
     return convolve_on_grid(z, pointwise_weight, pointwise_bias, Grid(ones, ((0, 0),) * len(ones), ones))
 
@@ -345,4 +346,5 @@ TECHNIQUE = Technique(
     bound=bound,
     variant=variant,
     peers=(Peer("torch", _plain_torch),),
+    engine=ENGINE,
 )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from omniconv.geometry import Padding
 from omniconv.problem import Problem
+from omniconv.techniques._depthwise import ENGINE
 from omniconv.techniques._grid import GridLayer, convolve, torch_convolution
 from omniconv.techniques._technique import Technique
 from omniconv.techniques.standard import TECHNIQUE as STANDARD
@@ -137,4 +138,5 @@ TECHNIQUE = Technique(
     bound=bound,
     variant=variant,
     peers=(torch_convolution,),
+    engine=ENGINE,
 )

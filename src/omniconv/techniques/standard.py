@@ -19,6 +19,7 @@ from omniconv.geometry import Padding, grid
 from omniconv.problem import Problem
 from omniconv.techniques._activation import activate, check_activation
 from omniconv.techniques._bound import activation_error, linear_error
+from omniconv.techniques._depthwise import ENGINE, deliver_depthwise
 from omniconv.techniques._equation import grid_convolution
 from omniconv.techniques._grid import (
     TAKES,
@@ -104,6 +105,8 @@ def conv(
     if activation is not None and not x.is_floating_point():
         fail(op, f"activation must be None for an input of {x.dtype}", repr(activation))
     windows = grid(op, x.shape[2:], weight.shape[2:], stride, padding, dilation, padding_mode)
+    if groups == x.shape[1] > 1 and x.is_floating_point():
+        return deliver_depthwise(input, rank, x, weight, bias, windows, activation)
     return deliver(input, rank, convolve, (x, weight, bias), windows, groups, activation=activation)
 
 
@@ -227,4 +230,5 @@ TECHNIQUE = Technique(
     bound=bound,
     variant=lambda base: base,
     peers=(torch_convolution,),
+    engine=ENGINE,
 )

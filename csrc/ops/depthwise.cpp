@@ -1,0 +1,337 @@
+// Depthwise convolution: checks, layout, threads and registration. The arithmetic is in kernels/depthwise_*.kernel.cpp.
+#include "kernels/depthwise.h"
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <string>
+
+#include "ops/isa.h"
+#include "ops/library.h"
+#include "ops/thread.h"
+
+namespace omniconv {
+
+#define OMNICONV_DECLARE(level)                   \
+  namespace level {                               \
+  extern const PlanesTables depthwise_planes;     \
+  extern const LastTables depthwise_last;         \
+  }
+OMNICONV_DECLARE(isa_base)
+#if defined(__x86_64__)
+OMNICONV_DECLARE(isa_avx2)
+OMNICONV_DECLARE(isa_avx512)
+#endif
+
+namespace {
+
+struct Tables {
+  const PlanesTables& planes;
+  const LastTables& last;
+};
+
+Tables tables() {
+#if defined(__x86_64__)
+  if (isa() == kAvx512) return {isa_avx512::depthwise_planes, isa_avx512::depthwise_last};
+  if (isa() == kAvx2) return {isa_avx2::depthwise_planes, isa_avx2::depthwise_last};
+#endif
+  return {isa_base::depthwise_planes, isa_base::depthwise_last};
+}
+
+[[noreturn]] void fail(const char* op, const std::string& must, const std::string& got) {
+  throw std::runtime_error(std::string(op) + ": " + must + ", got " + got);
+}
+
+std::string text(const Ints& values) {
+  std::string s = "(";
+  for (size_t i = 0; i < values.size(); ++i) s += (i ? ", " : "") + std::to_string(values[i]);
+  return s + ")";
+}
+
+struct Type {
+  const PlanesKernels& planes;
+  const LastKernels& last;
+  size_t element, sum;  // bytes
+};
+
+Type type_of(const char* op, int32_t dtype) {
+  const Tables t = tables();
+  if (dtype == aoti_torch_dtype_float32()) return {t.planes.f32, t.last.f32, 4, 4};
+  if (dtype == aoti_torch_dtype_float64()) return {t.planes.f64, t.last.f64, 8, 8};
+  if (dtype == aoti_torch_dtype_bfloat16()) return {t.planes.bf16, t.last.bf16, 2, 4};
+  if (dtype == aoti_torch_dtype_float16()) return {t.planes.f16, t.last.f16, 2, 4};
+  fail(op, "the dtype must be float32, float64, bfloat16 or float16", "code " + std::to_string(dtype));
+}
+
+// How a tensor lies in memory: axes of size 1 do not count.
+bool dense(const Tensor& x, bool last) {
+  int64_t expected = 1;
+  const int64_t dim = x.dim();
+  for (int64_t i = 0; i < dim; ++i) {
+    // fastest axis first: W H D C N, or C W H D N
+    const int64_t axis = !last ? dim - 1 - i : i == 0 ? 1 : i == dim - 1 ? 0 : dim - i;
+    if (x.size(axis) == 1) continue;
+    if (x.stride()[axis] != expected) return false;
+    expected *= x.size(axis);
+  }
+  return true;
+}
+
+Ints strides(const Ints& size, bool last) {
+  const int64_t dim = int64_t(size.size());
+  Ints stride(dim);
+  int64_t step = 1;
+  for (int64_t i = 0; i < dim; ++i) {
+    const int64_t axis = !last ? dim - 1 - i : i == 0 ? 1 : i == dim - 1 ? 0 : dim - i;
+    stride[axis] = step;
+    step *= std::max<int64_t>(size[axis], 1);
+  }
+  return stride;
+}
+
+// The three axes of the kernels: (outer, row, column) is (1, 1, T), (H, 1, W) or (D, H, W).
+int place(int64_t rank, int64_t axis) { return rank == 1 ? 2 : rank == 2 ? (axis == 0 ? 0 : 2) : int(axis); }
+
+// Windows of a call; pads are (before, after) pairs, axis by axis.
+DepthwiseGeometry geometry(const char* op, const Ints& in, const Ints& kernel, const Ints& stride, const Ints& pads, const Ints& dilation, int64_t mode) {
+  const int64_t rank = int64_t(in.size());
+  if (rank < 1 || rank > 3 || int64_t(kernel.size()) != rank || int64_t(stride.size()) != rank || int64_t(pads.size()) != 2 * rank || int64_t(dilation.size()) != rank)
+    fail(op, "sizes, stride, pads and dilation must be of one rank from 1 to 3", text(in) + " " + text(kernel) + " " + text(stride) + " " + text(pads) + " " + text(dilation));
+  if (mode < kZeros || mode > kCircular) fail(op, "the padding mode must be known", std::to_string(mode));
+  DepthwiseGeometry g;
+  for (int i = 0; i < 3; ++i) {
+    g.in[i] = g.out[i] = g.kernel[i] = g.stride[i] = g.dilation[i] = g.spread[i] = 1;
+    g.before[i] = 0;
+  }
+  g.multiplier = 1;
+  g.mode = Mode(mode);
+  g.activation = kNone;
+  constexpr int64_t kMost = int64_t(1) << 31;
+  for (int64_t axis = 0; axis < rank; ++axis) {
+    const int i = place(rank, axis);
+    const int64_t before = pads[2 * axis], after = pads[2 * axis + 1];
+    const int64_t n = in[axis], k = kernel[axis], s = stride[axis], d = dilation[axis];
+    if (n < 1 || k < 1 || s < 1 || d < 1 || before < 0 || after < 0 || n > kMost || k > kMost || s > kMost || d > kMost || before > kMost || after > kMost)
+      fail(op, "sizes, kernel, stride and dilation must be at least 1 and pads at least 0", text({n, k, s, d, before, after}));
+    const int64_t room = n + before + after - d * (k - 1) - 1;
+    if (room < 0) fail(op, "the padded input must hold one window", text({n, before, after}) + " for kernel " + std::to_string(k) + " with dilation " + std::to_string(d));
+    if (mode == kReflect && (before >= n || after >= n)) fail(op, "reflected pads must be below the size", text({n, before, after}));
+    if (mode == kCircular && (before > n || after > n)) fail(op, "circular pads must be at most the size", text({n, before, after}));
+    g.in[i] = n;
+    g.kernel[i] = k;
+    g.stride[i] = s;
+    g.dilation[i] = d;
+    g.before[i] = before;
+    g.out[i] = room / s + 1;
+  }
+  return g;
+}
+
+Ints spatial(const Tensor& x) { return Ints(x.size().begin() + 2, x.size().end()); }
+
+Ints out_size(const DepthwiseGeometry& g, int64_t rank) {
+  Ints out;
+  for (int64_t axis = 0; axis < rank; ++axis) out.push_back(g.out[place(rank, axis)]);
+  return out;
+}
+
+int64_t volume(const int64_t* axes) { return axes[0] * axes[1] * axes[2]; }
+
+void check_shapes(const char* op, const Tensor& x, const Tensor& weight) {
+  if (x.dim() < 3 || x.dim() > 5) fail(op, "the input must have 3 to 5 axes", text(x.size()));
+  if (weight.dim() != x.dim() || weight.size(1) != 1) fail(op, "weight must be (C·M, 1, K…)", text(weight.size()));
+  if (x.size(1) < 1 || weight.size(0) < 1 || weight.size(0) % x.size(1)) fail(op, "weight must have a multiple of the input's channels", text(weight.size()));
+  if (weight.dtype() != x.dtype()) fail(op, "weight must have the input's dtype", std::to_string(weight.dtype()));
+  if (!dense(weight, false)) fail(op, "weight must be contiguous", "strides " + text(weight.stride()));
+}
+
+float widen_half(uint16_t h, bool bf) {
+  uint32_t u;
+  if (bf) {
+    u = uint32_t(h) << 16;
+  } else {
+    const uint32_t sign = uint32_t(h & 0x8000) << 16, exponent = (h >> 10) & 31, mantissa = h & 0x3ff;
+    if (exponent == 0) {
+      const float f = float(mantissa) * 5.9604644775390625e-08f;  // 2^-24
+      return sign ? -f : f;
+    }
+    u = sign | (exponent == 31 ? 0x7f800000u : (exponent + 112) << 23) | mantissa << 13;
+  }
+  float f;
+  std::memcpy(&f, &u, 4);
+  return f;
+}
+
+template <class To, class From, class Widen>
+void deal(const From* from, To* to, int64_t outputs, int64_t taps, bool last, bool reversed, Widen wide) {
+  for (int64_t o = 0; o < outputs; ++o)
+    for (int64_t t = 0; t < taps; ++t) to[last ? t * outputs + o : o * taps + t] = wide(from[o * taps + (reversed ? taps - 1 - t : t)]);
+}
+
+// Weights (outputs, taps) in the type that sums are kept in, their taps reversed where asked; (taps, outputs) for channels-last.
+void deal(const Tensor& t, const Type& type, void* out, int64_t outputs, int64_t taps, bool last, bool reversed) {
+  const void* p = t.data();
+  if (type.sum == 8) return deal(static_cast<const double*>(p), static_cast<double*>(out), outputs, taps, last, reversed, [](double x) { return x; });
+  float* to = static_cast<float*>(out);
+  if (type.element == 4) return deal(static_cast<const float*>(p), to, outputs, taps, last, reversed, [](float x) { return x; });
+  const uint16_t* half = static_cast<const uint16_t*>(p);
+  if (t.dtype() == aoti_torch_dtype_bfloat16()) deal(half, to, outputs, taps, last, reversed, [](uint16_t x) { return widen_half(x, true); });
+  else deal(half, to, outputs, taps, last, reversed, [](uint16_t x) { return widen_half(x, false); });
+}
+
+// How many units of `work` multiply-adds make a chunk worth a thread: about ten microseconds.
+int64_t grain(int64_t work) { return std::max<int64_t>(1, 200000 / std::max<int64_t>(work, 1)); }
+
+constexpr int64_t kLanes = 16;  // of the widest level: fewer channels than a vector go the contiguous way
+
+// y from x, geometry settled: weights as they are, or each channel's taps reversed (the adjoint).
+void convolve(const char* op, const DepthwiseGeometry& g, const Tensor& x, const Tensor& weight, const Tensor& bias, bool last, bool reversed, bool flush, Tensor& y) {
+  const Type type = type_of(op, x.dtype());
+  const int64_t samples = x.size(0), channels = x.size(1), outputs = weight.size(0), taps = volume(g.kernel);
+  const int64_t in = volume(g.in), out = volume(g.out), work = taps * out * g.multiplier;
+  const bool as_they_are = !last && !reversed && type.element == type.sum;
+  std::unique_ptr<char[]> dealt(new char[size_t(outputs) * ((as_they_are ? 0 : taps) + 1) * type.sum]);
+  const char* w = as_they_are ? static_cast<const char*>(weight.data()) : dealt.get();
+  char* b = dealt.get() + (as_they_are ? 0 : size_t(outputs) * taps * type.sum);
+  if (!as_they_are) deal(weight, type, dealt.get(), outputs, taps, last, reversed);
+  if (bias) deal(bias, type, b, outputs, 1, false, false);
+  else b = nullptr;
+  const char* xp = static_cast<const char*>(x.data());
+  char* yp = static_cast<char*>(y.data());
+  if (last) {
+    const int64_t rows = g.out[0] * g.out[1];
+    const size_t scratch = type.last.scratch_bytes(g);
+    parallel_for(samples * rows, grain(work * channels / rows), [&](int64_t first, int64_t end) {
+      Flush guard(flush);
+      Scratch space(scratch);
+      for (int64_t r = first; r < end;) {
+        const int64_t n = r / rows, until = std::min(end, (n + 1) * rows);
+        type.last.forward(g, channels, r - n * rows, until - n * rows, xp + n * in * channels * type.element, w, b, yp + n * out * channels * type.element, space.data());
+        r = until;
+      }
+    });
+    return;
+  }
+  const size_t scratch = type.planes.scratch_bytes(g);
+  parallel_for(samples * channels, grain(work), [&](int64_t first, int64_t end) {
+    Flush guard(flush);
+    Scratch space(scratch);
+    for (int64_t p = first; p < end;) {
+      const int64_t c = p % channels, count = std::min(end - p, channels - c);
+      type.planes.forward(g, count, xp + p * in * type.element, w + c * g.multiplier * taps * type.sum, b ? b + c * g.multiplier * type.sum : nullptr,
+                          yp + p * g.multiplier * out * type.element, space.data());
+      p += count;
+    }
+  });
+}
+
+Tensor depthwise(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const Ints& stride, const Ints& pads, const Ints& dilation, int64_t mode, int64_t activation, bool flush) {
+  const char* op = "depthwise";
+  check_shapes(op, x, weight);
+  if (bias && (bias.dim() != 1 || bias.size(0) != weight.size(0) || bias.dtype() != x.dtype() || !dense(bias, false)))
+    fail(op, "bias must be (C·M,) of the input's dtype", text(bias.size()));
+  const bool curved = activation == kSilu || activation == kGelu || activation == kSigmoid;
+  if (activation < kNone || activation > kSigmoid || (curved && x.dtype() == aoti_torch_dtype_float64()))
+    fail(op, "the activation must be one that is fused", std::to_string(activation));
+  DepthwiseGeometry g = geometry(op, spatial(x), spatial(weight), stride, pads, dilation, mode);
+  g.multiplier = weight.size(0) / x.size(1);
+  g.activation = Activation(activation);
+  const bool first = dense(x, false), last = !first && dense(x, true);
+  if (!first && !last) fail(op, "the input must be contiguous or channels-last", "strides " + text(x.stride()));
+  if (last && (g.multiplier != 1 || x.size(1) < kLanes)) fail(op, "a channels-last input must have multiplier 1 and at least 16 channels", text(x.size()));
+  type_of(op, x.dtype());
+  Ints size = out_size(g, x.dim() - 2);
+  size.insert(size.begin(), {x.size(0), weight.size(0)});
+  Tensor y = Tensor::empty(size, strides(size, last), x.dtype());
+  if (y.numel()) convolve(op, g, x, weight, bias, last, false, flush, y);
+  return y;
+}
+
+// The gradient of an input of `size`: the adjoint, a convolution with stride 1 of grad_y spread by the stride.
+Tensor depthwise_grad_input(const Tensor& grad_y, const Tensor& weight, const Ints& size, const Ints& stride, const Ints& pads, const Ints& dilation, bool flush) {
+  const char* op = "depthwise_grad_input";
+  check_shapes(op, grad_y, weight);
+  if (weight.size(0) != grad_y.size(1)) fail(op, "weight must have the channels of grad_y", text(weight.size()));
+  const int64_t rank = grad_y.dim() - 2;
+  DepthwiseGeometry g = geometry(op, size, spatial(weight), stride, pads, dilation, kZeros);
+  if (out_size(g, rank) != spatial(grad_y)) fail(op, "grad_y must have the size of the output " + text(out_size(g, rank)), text(grad_y.size()));
+  for (int i = 0; i < 3; ++i) {
+    std::swap(g.in[i], g.out[i]);
+    g.spread[i] = g.stride[i];
+    g.stride[i] = 1;
+    g.before[i] = g.dilation[i] * (g.kernel[i] - 1) - g.before[i];
+  }
+  const bool first = dense(grad_y, false), last = !first && dense(grad_y, true);
+  if (!first && !last) fail(op, "grad_y must be contiguous or channels-last", "strides " + text(grad_y.stride()));
+  if (last && grad_y.size(1) < kLanes) fail(op, "a channels-last grad_y must have at least 16 channels", text(grad_y.size()));
+  type_of(op, grad_y.dtype());
+  Ints whole = size;
+  whole.insert(whole.begin(), {grad_y.size(0), grad_y.size(1)});
+  Tensor grad_x = Tensor::empty(whole, strides(whole, last), grad_y.dtype());
+  if (grad_x.numel()) convolve(op, g, grad_y, weight, Tensor(), last, true, flush, grad_x);
+  return grad_x;
+}
+
+// The gradient of a weight (C·M, 1, K…), in the type that sums are kept in.
+Tensor depthwise_grad_weight(const Tensor& grad_y, const Tensor& x, const Ints& kernel, const Ints& stride, const Ints& pads, const Ints& dilation, bool flush) {
+  const char* op = "depthwise_grad_weight";
+  if (x.dim() < 3 || x.dim() > 5 || grad_y.dim() != x.dim() || x.size(1) < 1 || grad_y.size(1) % x.size(1) || grad_y.size(0) != x.size(0) || grad_y.dtype() != x.dtype())
+    fail(op, "grad_y must be (N, C·M, Out…) for an input (N, C, In…)", text(grad_y.size()) + " and " + text(x.size()));
+  DepthwiseGeometry g = geometry(op, spatial(x), kernel, stride, pads, dilation, kZeros);
+  g.multiplier = grad_y.size(1) / x.size(1);
+  const int64_t rank = x.dim() - 2, samples = x.size(0), channels = x.size(1), outputs = grad_y.size(1), taps = volume(g.kernel);
+  if (out_size(g, rank) != spatial(grad_y)) fail(op, "grad_y must have the size of the output " + text(out_size(g, rank)), text(grad_y.size()));
+  const bool first = dense(x, false) && dense(grad_y, false), last = !first && dense(x, true) && dense(grad_y, true);
+  if (!first && !last) fail(op, "the input and grad_y must both be contiguous or both channels-last", "strides " + text(x.stride()) + " and " + text(grad_y.stride()));
+  if (last && (g.multiplier != 1 || channels < kLanes)) fail(op, "a channels-last input must have multiplier 1 and at least 16 channels", text(x.size()));
+  const Type type = type_of(op, x.dtype());
+  Ints size = kernel;
+  size.insert(size.begin(), {outputs, 1});
+  const int64_t in = volume(g.in), out = volume(g.out);
+  const int32_t kept = type.sum == 8 ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32();
+  const char *xp = static_cast<const char*>(x.data()), *gp = static_cast<const char*>(grad_y.data());
+  Tensor grad_weight = Tensor::empty(size, strides(size, false), kept);
+  char* wp = static_cast<char*>(grad_weight.data());
+  std::memset(wp, 0, size_t(outputs) * taps * type.sum);
+  if (!x.numel()) return grad_weight;
+  auto at = [&](int64_t n, int64_t c, int64_t per_channel, const char* p) { return p + (n * channels + c) * per_channel * type.element; };
+  if (last) {
+    // whole cache lines of channels a thread; the last vector goes over some channels twice, so it is made apart
+    const int64_t line = int64_t(64 / type.element), whole = channels / kLanes * kLanes, rest = channels - whole;
+    const size_t scratch = type.last.scratch_bytes(g);
+    std::vector<char> sums(size_t(channels) * taps * type.sum), apart(rest ? sums.size() : 0);
+    auto over = [&](int64_t c0, int64_t c1, std::vector<char>& to) {
+      Flush guard(flush);
+      Scratch space(scratch);
+      for (int64_t n = 0; n < samples; ++n) type.last.grad_weight(g, channels, c0, c1, at(n, 0, in, xp), at(n, 0, out, gp), to.data(), space.data());
+    };
+    parallel_for((whole + line - 1) / line, grain(samples * out * taps * line),
+                 [&](int64_t from, int64_t to) { over(from * line, std::min(to * line, whole), sums); });
+    if (rest) over(channels - kLanes, channels, apart);
+    for (int64_t c = 0; c < channels; ++c)
+      for (int64_t t = 0; t < taps; ++t)
+        std::memcpy(wp + (c * taps + t) * type.sum, (c < whole ? sums : apart).data() + (t * channels + c) * type.sum, type.sum);
+    return grad_weight;
+  }
+  const size_t scratch = type.planes.scratch_bytes(g);
+  parallel_for(channels, grain(samples * out * taps * g.multiplier), [&](int64_t from, int64_t to) {
+    Flush guard(flush);
+    Scratch space(scratch);
+    for (int64_t c = from; c < to; ++c)
+      for (int64_t n = 0; n < samples; ++n)
+        type.planes.grad_weight(g, at(n, c, in, xp), at(n, c, g.multiplier * out, gp), wp + c * g.multiplier * taps * type.sum, space.data());
+  });
+  return grad_weight;
+}
+
+const Register registered[] = {
+    {"depthwise(Tensor x, Tensor weight, Tensor? bias, int[] stride, SymInt[] pads, int[] dilation, int mode, int activation, bool flush) -> Tensor",
+     "depthwise", &Boxed<depthwise>::call},
+    {"depthwise_grad_input(Tensor grad_y, Tensor weight, SymInt[] size, int[] stride, SymInt[] pads, int[] dilation, bool flush) -> Tensor",
+     "depthwise_grad_input", &Boxed<depthwise_grad_input>::call},
+    {"depthwise_grad_weight(Tensor grad_y, Tensor x, SymInt[] kernel, int[] stride, SymInt[] pads, int[] dilation, bool flush) -> Tensor",
+     "depthwise_grad_weight", &Boxed<depthwise_grad_weight>::call},
+};
+
+}  // namespace
+}  // namespace omniconv

@@ -1,0 +1,89 @@
+// The vector type of the instruction set being compiled: VECTOR_BYTES wide, by GCC/Clang vector extensions.
+// Included by kernels only; everything has internal linkage, so no copy built for one instruction set can serve another.
+#pragma once
+#include <cstdint>
+#include <cstddef>
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+#ifndef VECTOR_BYTES
+#define VECTOR_BYTES 16
+#endif
+#define INLINE static inline __attribute__((always_inline))
+
+namespace {
+
+struct bf16 { uint16_t bits; };
+struct f16 { uint16_t bits; };
+
+// What a sum of elements E is kept in.
+template <class E> struct Sum { typedef float type; };
+template <> struct Sum<double> { typedef double type; };
+
+template <class A> struct Vec;
+template <> struct Vec<float> {
+  typedef float V __attribute__((vector_size(VECTOR_BYTES)));
+  typedef float U __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
+  typedef uint32_t I __attribute__((vector_size(VECTOR_BYTES)));
+  static constexpr int lanes = VECTOR_BYTES / 4;
+};
+template <> struct Vec<double> {
+  typedef double V __attribute__((vector_size(VECTOR_BYTES)));
+  typedef double U __attribute__((vector_size(VECTOR_BYTES), aligned(8), may_alias));
+  static constexpr int lanes = VECTOR_BYTES / 8;
+};
+typedef Vec<float>::V VF;
+typedef Vec<float>::I VI;
+typedef uint16_t VH __attribute__((vector_size(VECTOR_BYTES / 2)));
+typedef uint16_t UH __attribute__((vector_size(VECTOR_BYTES / 2), aligned(2), may_alias));
+constexpr int FL = Vec<float>::lanes;
+
+// x − 0 is a broadcast; 0 + x is an addition, since −0 + 0 is +0.
+template <class A> INLINE typename Vec<A>::V broadcast(A x) { return x - typename Vec<A>::V{}; }
+
+INLINE VF load(const float* p) { return *(const Vec<float>::U*)p; }
+INLINE Vec<double>::V load(const double* p) { return *(const Vec<double>::U*)p; }
+INLINE VF load(const bf16* p) { return (VF)(__builtin_convertvector((VH)*(const UH*)p, VI) << 16); }
+INLINE void store(float* p, VF v) { *(Vec<float>::U*)p = v; }
+INLINE void store(double* p, Vec<double>::V v) { *(Vec<double>::U*)p = v; }
+// To nearest even; a NaN stays one.
+INLINE void store(bf16* p, VF v) {
+  VI u = (VI)v;
+  VI rounded = u + 0x7fff + ((u >> 16) & 1);
+  VI nan = (u >> 16) | 0x40;
+  VI r = (v == v) ? (rounded >> 16) : nan;
+  *(UH*)p = __builtin_convertvector(r, VH);
+}
+#if defined(__F16C__) && VECTOR_BYTES == 64
+INLINE VF load(const f16* p) { return (VF)_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256((const __m256i*)p)); }
+INLINE void store(f16* p, VF v) { _mm256_storeu_si256((__m256i*)p, _mm512_maskz_cvtps_ph(0xffff, (__m512)v, 0)); }
+#elif defined(__F16C__) && VECTOR_BYTES == 32
+INLINE VF load(const f16* p) { return (VF)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
+INLINE void store(f16* p, VF v) { _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)v, 0)); }
+#else
+// By integers: exponents are moved, subnormals made by one subtraction of normal numbers, so that flushing denormals does no harm.
+INLINE VF load(const f16* p) {
+  VI h = __builtin_convertvector((VH)*(const UH*)p, VI);
+  VI sign = (h & 0x8000) << 16, rest = (h & 0x7fff) << 13;
+  VI exponent = rest & 0x0f800000;
+  VF normal = (VF)(rest + (112u << 23));
+  VF special = (VF)(rest + (224u << 23));  // inf and NaN
+  VF small = (VF)(rest + (113u << 23)) - broadcast<float>(6.103515625e-05f);
+  VF r = exponent == 0x0f800000 ? special : normal;
+  r = exponent == 0 ? small : r;
+  return (VF)((VI)r | sign);
+}
+INLINE void store(f16* p, VF v) {
+  VI u = (VI)v, sign = (u >> 16) & 0x8000;
+  VI a = u & 0x7fffffff;
+  VI normal = (a - (112u << 23) + 0xfff + ((a >> 13) & 1)) >> 13;
+  VI small = (VI)((VF)a + broadcast<float>(0.5f)) - 0x3f000000u;  // rounds to units of 2^-24
+  VI special = (a > 0x7f800000u) ? (VI{} + 0x7e00u) : (VI{} + 0x7c00u);
+  VI r = a < (113u << 23) ? small : normal;
+  r = a >= 0x477ff000u ? special : r;
+  *(UH*)p = __builtin_convertvector(r | sign, VH);
+}
+#endif
+
+}  // namespace

@@ -1,0 +1,192 @@
+"""The native depthwise engine: which calls it takes, its raw ops as torch sees them, and their gradient.
+
+Every technique whose channels do not meet ends here. The arithmetic is in ``csrc/kernels/depthwise_*.kernel.cpp``.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from omniconv import _native, settings
+from omniconv.geometry import PADDING_MODES, Grid
+from omniconv.layout import arrange, is_channels_last
+from omniconv.techniques._activation import activate
+from omniconv.techniques._grid import convolve
+from omniconv.techniques._operator import accumulated_in, deliver
+from omniconv.techniques._technique import Engine
+
+_LANES = 16  # channels of the widest vector: with fewer, a channels-last tensor goes the contiguous way
+_FUSED = {None: 0, "relu": 1, "relu6": 2, "silu": 3, "hardswish": 4, "gelu": 5, "sigmoid": 6}
+_CURVED = ("silu", "gelu", "sigmoid")  # in float64 these are torch's, on the result
+
+Integers = tuple[int, ...]
+Windows = tuple[Integers, Integers, Integers]  # stride, (before, after) of every axis in a row, dilation
+
+
+def _wants_gradient(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad))
+
+
+def _is_transformed() -> bool:
+    # the dispatcher's own functions, which the tracer knows; a raw op has neither a tangent nor a batching rule
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+# in order; the first that holds sends a call to the composite path
+REFUSALS: tuple[tuple[str, Callable[[Tensor, Tensor, Tensor | None, Grid], bool]], ...] = (
+    ("the native library is not there", lambda x, w, b, g: not _native.AVAILABLE),
+    ("composite paths were asked for", lambda x, w, b, g: settings.is_composite_only()),
+    ("the tensors are not on the CPU", lambda x, w, b, g: x.device.type != "cpu"),
+    ("there are no channels or no samples", lambda x, w, b, g: x.shape[1] == 0 or x.shape[0] == 0),
+    ("a torch.func transform or forward-mode differentiation is active", lambda x, w, b, g: _is_transformed()),
+    (
+        "a gradient is wanted through reflect, replicate or circular padding",
+        lambda x, w, b, g: g.mode != "zeros" and _wants_gradient(x, w, b),
+    ),
+)
+
+
+ENGINE = Engine("depthwise", "every channel is a group of its own", tuple(reason for reason, _ in REFUSALS))
+
+
+def refusal(x: Tensor, weight: Tensor, bias: Tensor | None, windows: Grid) -> str | None:
+    """Why the engine does not take a call; None where it does."""
+    for reason, holds in REFUSALS:
+        if holds(x, weight, bias, windows):
+            return reason
+    return None
+
+
+def deliver_depthwise(
+    input: Tensor, rank: int, x: Tensor, weight: Tensor, bias: Tensor | None, windows: Grid, activation: str | None
+) -> Tensor:
+    """A checked call, as its caller expects the result: by the engine, or where it refuses by the composite path."""
+    if refusal(x, weight, bias, windows) is None:
+        y = depthwise(x, weight, bias, windows, activation)
+        return y if input.dim() == rank + 2 else y.squeeze(0)
+    return deliver(input, rank, convolve, (x, weight, bias), windows, max(x.shape[1], 1), activation=activation)
+
+
+def staged_depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, windows: Grid, activation: str | None) -> Tensor:
+    """The same as a stage of a composed technique, which sees to batch axis and accumulation itself."""
+    if refusal(x, weight, bias, windows) is None:
+        return depthwise(x, weight, bias, windows, activation)
+    return activate(convolve(x, weight, bias, windows, max(x.shape[1], 1)), activation)
+
+
+def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, windows: Grid, activation: str | None) -> Tensor:
+    """activation(x (N, C, …) ∗ weight (C·M, 1, K…) + bias), checked and not refused, in the memory format of the rule."""
+    last = is_channels_last(x)
+    x = _dense(x, last and x.shape[1] >= _LANES and weight.shape[0] == x.shape[1])
+    weight = weight.contiguous()
+    bias = None if bias is None else bias.contiguous()
+    window = (windows.stride, tuple(p for pair in windows.pads for p in pair), windows.dilation)
+    flush = not settings.is_precise()
+    if _wants_gradient(x, weight, bias):
+        y = activate(_Depthwise.apply(x, weight, bias, window, flush), activation)
+    else:
+        fused = activation if x.dtype != torch.float64 or activation not in _CURVED else None
+        y = _forward(x, weight, bias, *window, PADDING_MODES.index(windows.mode), _FUSED[fused], flush)
+        y = y if fused == activation else activate(y, activation)
+    return arrange(y, last) if last else y
+
+
+def _dense(x: Tensor, last: bool) -> Tensor:
+    """The same numbers densely in memory, with the channels fastest or slowest."""
+    return arrange(x, channels_last=last)
+
+
+def _forward(*arguments: Any) -> Tensor:
+    return torch.ops.omniconv.depthwise.default(*arguments)
+
+
+class _Depthwise(torch.autograd.Function):
+    """The raw ops under autograd; zero padding only."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, windows: Windows, flush: bool) -> Tensor:
+        ctx.save_for_backward(x, weight, bias)
+        ctx.windows, ctx.flush = windows, flush
+        return _forward(x, weight, bias, *windows, 0, 0, flush)
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor) -> Any:
+        x, weight, bias = ctx.saved_tensors
+        if torch.is_grad_enabled():  # the gradient of this gradient is wanted
+            return *_differentiable(x, weight, bias, ctx.windows, grad_y, ctx.needs_input_grad[:3]), None, None
+        stride, pads, dilation = ctx.windows
+        last = is_channels_last(x)
+        grad_y = _dense(grad_y, last)
+        grad_x = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_x = _grad_input(grad_y, weight, x, ctx.windows, ctx.flush)
+        if ctx.needs_input_grad[1]:
+            kernel = weight.shape[2:]
+            grad_weight = torch.ops.omniconv.depthwise_grad_weight.default(grad_y, x, kernel, stride, pads, dilation, ctx.flush)
+            grad_weight = grad_weight.to(weight.dtype)
+        if ctx.needs_input_grad[2]:
+            grad_bias = grad_y.sum((0, *range(2, x.dim())))
+        return grad_x, grad_weight, grad_bias, None, None
+
+
+def _grad_input(grad_y: Tensor, weight: Tensor, x: Tensor, windows: Windows, flush: bool) -> Tensor:
+    """The gradient of ``x``; the raw op knows one output per channel."""
+    stride, pads, dilation = windows
+    op, size, multiplier = torch.ops.omniconv.depthwise_grad_input.default, x.shape[2:], weight.shape[0] // x.shape[1]
+    if multiplier == 1:
+        return op(grad_y, weight, size, stride, pads, dilation, flush)
+    if len(size) == 3:
+        wide = accumulated_in(x)
+        single = op(grad_y.to(wide), weight.to(wide), size, stride, pads, dilation, flush)
+        return single.reshape(-1, x.shape[1], multiplier, *size).sum(2).to(x.dtype)
+    # the outputs of a channel stand along one more axis, on which the input is one long: output m reads tap M − 1 − m there
+    whole = grad_y.reshape(-1, x.shape[1], multiplier, *grad_y.shape[2:])
+    taps = weight.reshape(x.shape[1], 1, multiplier, *weight.shape[2:]).flip(2)
+    far = multiplier - 1
+    return op(whole, taps, (1, *size), (1, *stride), (far, far, *pads), (1, *dilation), flush).squeeze(2)
+
+
+def _differentiable(
+    x: Tensor, weight: Tensor, bias: Tensor | None, windows: Windows, grad_y: Tensor, needed: tuple[bool, ...]
+) -> tuple[Tensor | None, ...]:
+    """The gradients, by the composite path, as functions that autograd can differentiate again."""
+    stride, pads, dilation = windows
+    grid = Grid(stride, tuple(zip(pads[::2], pads[1::2], strict=True)), dilation)
+    with torch.enable_grad():
+        wide = accumulated_in(x)
+        y = convolve(x.to(wide), weight.to(wide), None if bias is None else bias.to(wide), grid, x.shape[1]).to(x.dtype)
+        wanted = [t for t, need in zip((x, weight, bias), needed, strict=True) if need and t is not None]
+        found = iter(torch.autograd.grad(y, wanted, grad_y, create_graph=True))
+    return tuple(next(found) if need else None for need in needed)
+
+
+def _fake(x: Tensor, channels: int, size: Any) -> Tensor:
+    """An output (N, channels, size…) in the memory format of ``x``."""
+    if is_channels_last(x):
+        return x.new_empty((x.shape[0], *size, channels)).movedim(-1, 1)
+    return x.new_empty((x.shape[0], channels, *size))
+
+
+def _fake_forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, pads: Any, dilation: Any, mode: int, activation: int, flush: bool
+) -> Tensor:
+    grid = Grid(tuple(stride), tuple(zip(pads[::2], pads[1::2], strict=True)), tuple(dilation))
+    return _fake(x, weight.shape[0], grid.output_size(x.shape[2:], weight.shape[2:]))
+
+
+def _fake_grad_input(grad_y: Tensor, weight: Tensor, size: Any, stride: Any, pads: Any, dilation: Any, flush: bool) -> Tensor:
+    return _fake(grad_y, grad_y.shape[1], size)
+
+
+def _fake_grad_weight(grad_y: Tensor, x: Tensor, kernel: Any, stride: Any, pads: Any, dilation: Any, flush: bool) -> Tensor:
+    kept = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return x.new_empty((grad_y.shape[1], 1, *kernel), dtype=kept)
+
+
+if _native.AVAILABLE:
+    torch.library.register_fake("omniconv::depthwise", _fake_forward)
+    torch.library.register_fake("omniconv::depthwise_grad_input", _fake_grad_input)
+    torch.library.register_fake("omniconv::depthwise_grad_weight", _fake_grad_weight)
