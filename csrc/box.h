@@ -114,13 +114,19 @@ template <> struct Unbox<Ints> {
   }
 };
 
+inline void give(StableIValue* stack, Tensor result) { stack[0] = reinterpret_cast<StableIValue>(result.release()); }
+inline void give(StableIValue* stack, std::pair<Tensor, Tensor> results) {
+  stack[0] = reinterpret_cast<StableIValue>(results.first.release());
+  stack[1] = reinterpret_cast<StableIValue>(results.second.release());
+}
+
 template <auto F> struct Boxed;
-template <class... Args, Tensor (*F)(Args...)> struct Boxed<F> {
+template <class R, class... Args, R (*F)(Args...)> struct Boxed<F> {
   static void call(StableIValue* stack, uint64_t, uint64_t) { run(stack, std::index_sequence_for<Args...>{}); }
   template <size_t... I> static void run(StableIValue* stack, std::index_sequence<I...>) {
     // every argument is owned before anything is checked; braces fix the order
     std::tuple<std::decay_t<Args>...> args{Unbox<std::decay_t<Args>>::from(stack[I])...};
-    stack[0] = reinterpret_cast<StableIValue>(F(std::get<I>(args)...).release());
+    give(stack, F(std::get<I>(args)...));
   }
 };
 

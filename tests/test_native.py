@@ -255,7 +255,7 @@ def test_opcheck(memory_format, dtype):
     torch.library.opcheck(OPS.depthwise.default, (x, w, b, *windows, 0, 0, True))
     torch.library.opcheck(OPS.depthwise.default, (x, w, None, *windows, 0, 1, True))
     torch.library.opcheck(OPS.depthwise_grad_input.default, (g, w, [9, 8], *windows, True))
-    torch.library.opcheck(OPS.depthwise_grad_weight.default, (g, x, [3, 3], *windows, True))
+    torch.library.opcheck(OPS.depthwise_grad_weight.default, (g, x, [3, 3], *windows, True, True))
 
 
 WRONG = {
@@ -309,7 +309,7 @@ def test_nothing_leaks():
         for _ in range(count):
             OPS.depthwise(x, w, b, [1], [0, 0], [1], 0, 0, True)
             OPS.depthwise_grad_input(g, w, [5], [1], [0, 0], [1], True)
-            OPS.depthwise_grad_weight(g, x, [3], [1], [0, 0], [1], True)
+            OPS.depthwise_grad_weight(g, x, [3], [1], [0, 0], [1], True, True)
             with pytest.raises(RuntimeError):
                 OPS.depthwise(x, w, b, [1], [0], [1], 0, 0, True)
 

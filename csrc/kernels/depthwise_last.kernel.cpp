@@ -1,7 +1,7 @@
 // Depthwise kernels on channels-last tensors; compiled once per instruction set (CMake defines ISA, the namespace, and VECTOR_BYTES).
 //
-// A strip is one cache line of channels. Output rows are made band by band, and within a band strip by strip, so that the few input rows
-// of a strip that its windows share stay in L1 while the band stays in L2. Along a row, columns stream through a block of sums held in
+// A strip is one cache line of channels. Outputs are made tile by tile (rows and columns that fit L2), and within a tile strip by strip, so
+// that the few input rows of a strip that its windows share stay in L1. Along a row, columns stream through a block of sums held in
 // registers: a column is loaded once for all the taps that meet it, and one that is padding is never added.
 #include "kernels/depthwise.h"
 
@@ -16,67 +16,73 @@ namespace ISA {
 namespace {
 
 constexpr int kWide = VECTOR_BYTES == 64 ? 14 : 7;  // sums in registers; every ImageNet size is a multiple of 7
-constexpr int64_t kBand = 256 << 10;                // bytes of input and output that a band may have
+constexpr int64_t kNarrow = 14;                     // columns of a narrow tile
+constexpr int64_t kTile = 256 << 10;                // bytes of input and output that a tile may have
 
-// A row of the input and the row of taps that it meets, as offsets in elements.
-struct Meeting { int64_t x, w; };
-
-// Where the columns of a window row are, as offsets in elements; below 0 where they are padding.
-struct Columns {
-  const int64_t* at;
-  int64_t first, last;  // outputs [first, last) see no padding
+// A row of input columns and the row of taps that it meets.
+template <class E, class A> struct Meeting {
+  const E* x;
+  const A* w;
 };
 
-template <class E> struct Line {
-  static constexpr int64_t channels = 64 / sizeof(E);
-};
-
-// R outputs side by side meet KW taps (in memory C apart) of columns `step` apart from q on; S is the stride.
+// R outputs side by side, stride S, meet KW taps. Column j is at x + j·C; of them, only those in [from, to) are inside where EDGE.
 template <class E, class A, int KW, int S, int R, bool EDGE>
-INLINE void slide(const E* x, const int64_t* at, int64_t C, const A* w, typename Vec<A>::V* sum) {
+INLINE void slide(const E* x, int64_t from, int64_t to, const A* w, int64_t C, typename Vec<A>::V* sum) {
   typename Vec<A>::V tap[KW];
 #pragma GCC unroll 8
   for (int t = 0; t < KW; ++t) tap[t] = load(w + t * C);
 #pragma GCC unroll 40
   for (int j = 0; j < (R - 1) * S + KW; ++j) {
-    if (EDGE && at[j] < 0) continue;
-    const typename Vec<A>::V v = load(EDGE ? x + at[j] : x + j * C);
+    if (EDGE && (j < from || j >= to)) continue;
+    const typename Vec<A>::V v = held(load(x + j * C));
 #pragma GCC unroll 8
     for (int t = 0; t < KW; ++t)
       if (j >= t && (j - t) % S == 0 && (j - t) / S < R) sum[(j - t) / S] += tap[t] * v;
   }
 }
 
-// The same for any stride, dilation and number of taps.
-template <class E, class A, int R, bool EDGE>
-INLINE void step(const DepthwiseGeometry& g, const E* x, const int64_t* at, int64_t C, const A* w, typename Vec<A>::V* sum) {
-  const int64_t S = g.stride[2], D = g.dilation[2];
+// The same for any stride, dilation, padding mode and number of taps: every column looked up; below 0 is padding.
+template <class E, class A, int R>
+INLINE void look_up(const DepthwiseGeometry& g, const E* x, const int64_t* at, const A* w, int64_t C, typename Vec<A>::V* sum) {
   for (int64_t t = 0; t < g.kernel[2]; ++t) {
     const typename Vec<A>::V tap = load(w + t * C);
+    const int64_t* here = at + t * g.dilation[2];
 #pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-      const int64_t j = r * S + t * D;
-      if (!EDGE || at[j] >= 0) sum[r] += tap * load(EDGE ? x + at[j] : x + j * C);
-    }
+    for (int r = 0; r < R; ++r)
+      if (here[r * g.stride[2]] >= 0) sum[r] += tap * load(x + here[r * g.stride[2]]);
   }
 }
 
+// What the rows of one call share.
+template <class E, class A> struct Rows {
+  const DepthwiseGeometry& g;
+  int64_t C;            // channels
+  const int64_t* at;    // where padded column p is, in elements; below 0 where it is padding
+  int64_t first, last;  // outputs [first, last) see no padding
+  Meeting<E, A>* meetings;
+  int64_t count;
+};
+
+// Outputs [o, o + R) of a row of one vector of channels, c elements into each.
 template <class E, class A, int KW, int S, int R, bool EDGE>
-void block(const DepthwiseGeometry& g, int64_t C, const Meeting* m, int64_t meetings, const int64_t* at, const E* x, const A* w, const A* bias, E* y) {
+INLINE void block(const Rows<E, A>& rows, int64_t o, int64_t c, const A* bias, E* y) {
+  const DepthwiseGeometry& g = rows.g;
   typename Vec<A>::V sum[R];
 #pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) sum[r] = bias ? load(bias) : typename Vec<A>::V{};
-  for (int64_t i = 0; i < meetings; ++i) {
-    const E* row = x + m[i].x + (EDGE ? 0 : at[0]);
-    const A* taps = w + m[i].w;
+  for (int r = 0; r < R; ++r) sum[r] = bias ? load(bias + c) : typename Vec<A>::V{};
+  const int64_t first = o * S - g.before[2];
+  for (int64_t i = 0; i < rows.count; ++i) {
+    const E* x = rows.meetings[i].x + c;
+    const A* w = rows.meetings[i].w + c;
     if constexpr (KW > 0) {
-      slide<E, A, KW, S, R, EDGE>(row, at, C, taps, sum);
-    } else if (g.dilation[2] == 1 && g.stride[2] == 1) {
-      int64_t t = 0;
-      for (; t + 7 <= g.kernel[2]; t += 7) slide<E, A, 7, 1, R, EDGE>(row + (EDGE ? 0 : t * C), at + t, C, taps + t * C, sum);
-      for (; t < g.kernel[2]; ++t) slide<E, A, 1, 1, R, EDGE>(row + (EDGE ? 0 : t * C), at + t, C, taps + t * C, sum);
+      slide<E, A, KW, S, R, EDGE>(x + first * rows.C, -first, g.in[2] - first, w, rows.C, sum);
+    } else if constexpr (S == 1) {
+      int64_t t = 0, p = first;
+      for (; t + 7 <= g.kernel[2]; t += 7, p += 7) slide<E, A, 7, 1, R, EDGE>(x + p * rows.C, -p, g.in[2] - p, w + t * rows.C, rows.C, sum);
+      for (; t + 4 <= g.kernel[2]; t += 4, p += 4) slide<E, A, 4, 1, R, EDGE>(x + p * rows.C, -p, g.in[2] - p, w + t * rows.C, rows.C, sum);
+      for (; t < g.kernel[2]; ++t, ++p) slide<E, A, 1, 1, R, EDGE>(x + p * rows.C, -p, g.in[2] - p, w + t * rows.C, rows.C, sum);
     } else {
-      step<E, A, R, EDGE>(g, row, at, C, taps, sum);
+      look_up<E, A, R>(g, x, rows.at + o * g.stride[2], w, rows.C, sum);
     }
   }
   if (g.activation != kNone) {
@@ -84,173 +90,201 @@ void block(const DepthwiseGeometry& g, int64_t C, const Meeting* m, int64_t meet
     for (int r = 0; r < R; ++r) sum[r] = activate<A>(sum[r], g.activation);
   }
 #pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) store(y + r * C, sum[r]);
+  for (int r = 0; r < R; ++r) store(y + (o + r) * rows.C + c, sum[r]);
 }
 
-// One row of outputs of one vector of channels.
+// Outputs [begin, end) of a row. KW taps with stride S; KW = 0: any number of taps; S = 0: any stride and dilation.
 template <class E, class A, int KW, int S>
-void row(const DepthwiseGeometry& g, int64_t C, const Meeting* m, int64_t meetings, const Columns& columns, const E* x, const A* w, const A* bias, E* y) {
-  const int64_t n = g.out[2], stride = g.stride[2];
-  for (int64_t o = 0; o < n;) {
-    const int64_t rest = n - o;
+void outputs(const Rows<E, A>& rows, int64_t begin, int64_t end, int64_t c, const A* bias, E* y) {
+  for (int64_t o = begin; o < end;) {
     // the last block ends where the row does and makes some outputs twice
-    const bool wide = rest > 7 ? n >= kWide : false;
-    const int64_t many = wide ? kWide : n >= 7 ? 7 : 1, from = rest < many ? n - many : o;
-    const bool inside = from >= columns.first && from + many <= columns.last;
-    const int64_t* at = columns.at + from * stride;
-    E* to = y + from * C;
-    if (many == 1) block<E, A, 0, 0, 1, true>(g, C, m, meetings, at, x, w, bias, to);
-    else if (wide && inside) block<E, A, KW, S, kWide, false>(g, C, m, meetings, at, x, w, bias, to);
-    else if (wide) block<E, A, KW, S, kWide, true>(g, C, m, meetings, at, x, w, bias, to);
-    else if (inside) block<E, A, KW, S, 7, false>(g, C, m, meetings, at, x, w, bias, to);
-    else block<E, A, KW, S, 7, true>(g, C, m, meetings, at, x, w, bias, to);
+    const int64_t rest = end - o, many = rest > 7 && end - begin >= kWide ? kWide : end - begin >= 7 ? 7 : 1, from = rest < many ? end - many : o;
+    const bool inside = from >= rows.first && from + many <= rows.last;
+    if (many == 1) block<E, A, 0, 0, 1, true>(rows, from, c, bias, y);
+    else if (many == kWide && inside) block<E, A, KW, S, kWide, false>(rows, from, c, bias, y);
+    else if (many == kWide) block<E, A, KW, S, kWide, true>(rows, from, c, bias, y);
+    else if (inside) block<E, A, KW, S, 7, false>(rows, from, c, bias, y);
+    else block<E, A, KW, S, 7, true>(rows, from, c, bias, y);
     o = from + many;
   }
 }
 
 int64_t padded(const DepthwiseGeometry& g) { return (g.out[2] - 1) * g.stride[2] + (g.kernel[2] - 1) * g.dilation[2] + 1; }
 
-size_t scratch_bytes(const DepthwiseGeometry& g) { return padded(g) * sizeof(int64_t) + g.kernel[0] * g.kernel[1] * sizeof(Meeting); }
-
-Columns columns_of(const DepthwiseGeometry& g, int64_t C, int64_t* at) {
-  const int64_t S = g.stride[2], P = g.before[2], reach = (g.kernel[2] - 1) * g.dilation[2], size = g.in[2];
-  for (int64_t p = 0; p < padded(g); ++p) {
-    const int64_t column = source(p - P, size, g.spread[2], g.mode);
-    at[p] = column < 0 ? -1 : column * C;
+// Outputs are made in tiles, and in a tile by strips of a cache line of channels.
+struct Tiling {
+  int64_t width, rows, columns;
+  Tiling(const DepthwiseGeometry& g, int64_t C, int64_t element) {
+    const int64_t column = (g.stride[2] + 1) * C * element;
+    width = 64 / element;
+    columns = g.out[2];
+    rows = max64(1, kTile / (column * g.out[2]));
+    // A stride that reaches few of the 64 sets of L1 cannot keep the rows of a strip there. Then tiles are narrow (128 channels, 56x56, 3x3,
+    // AVX2: 0.160 ms and 0.113), and with still fewer sets strips change before rows do (512 channels, 14x14, 3x3: 0.030 and 0.025).
+    int64_t sets = 64;
+    for (int64_t s = C * element; s % 128 == 0 && sets > 1; s /= 2) sets /= 2;
+    const bool crowded = sets <= 8 && g.kernel[0] * g.kernel[1] * g.in[2] > sets * 8;
+    if (rows == 1 || (crowded && sets <= 4)) {
+      rows = 1;
+      columns = min64(columns, kWide);
+    } else if (crowded) {
+      columns = min64(columns, kNarrow);
+    }
   }
-  if (g.spread[2] > 1) return {at, 0, 0};
-  return {at, max64(0, (P + S - 1) / S), P + size > reach ? (P + size - 1 - reach) / S + 1 : 0};
+};
+
+// The rows of one call, set up in scratch.
+template <class E, class A> Rows<E, A> rows_of(const DepthwiseGeometry& g, int64_t C, void* scratch) {
+  int64_t* at = (int64_t*)scratch;
+  const int64_t S = g.stride[2], P = g.before[2], seen = P + g.in[2] - (g.kernel[2] - 1) * g.dilation[2];
+  for (int64_t p = 0; p < padded(g); ++p) {
+    const int64_t c = source(p - P, g.in[2], g.spread[2], g.mode);
+    at[p] = c < 0 ? -1 : c * C;
+  }
+  Rows<E, A> rows{g, C, at, 0, 0, (Meeting<E, A>*)(at + padded(g)), 0};
+  if (g.spread[2] == 1 && seen > 0) {
+    rows.first = max64(0, (P + S - 1) / S);
+    rows.last = (seen - 1) / S + 1;
+  }
+  return rows;
 }
 
-// What output row (oa, ob) meets.
-int64_t meet(const DepthwiseGeometry& g, int64_t C, int64_t oa, int64_t ob, Meeting* m) {
-  int64_t count = 0;
+size_t scratch_bytes(const DepthwiseGeometry& g) {
+  return padded(g) * sizeof(int64_t) + g.kernel[0] * g.kernel[1] * sizeof(Meeting<void, void>);
+}
+
+// What output row (oa, ob) meets; taps are (taps, C).
+template <class E, class A> void meet(Rows<E, A>& rows, int64_t oa, int64_t ob, const E* x, const A* w) {
+  const DepthwiseGeometry& g = rows.g;
+  rows.count = 0;
   for (int64_t ka = 0; ka < g.kernel[0]; ++ka) {
     const int64_t a = source(oa * g.stride[0] - g.before[0] + ka * g.dilation[0], g.in[0], g.spread[0], g.mode);
     if (a < 0) continue;
     for (int64_t kb = 0; kb < g.kernel[1]; ++kb) {
       const int64_t b = source(ob * g.stride[1] - g.before[1] + kb * g.dilation[1], g.in[1], g.spread[1], g.mode);
-      if (b >= 0) m[count++] = {(a * g.in[1] + b) * g.in[2] * C, (ka * g.kernel[1] + kb) * g.kernel[2] * C};
+      if (b >= 0) rows.meetings[rows.count++] = {x + (a * g.in[1] + b) * g.in[2] * rows.C, w + (ka * g.kernel[1] + kb) * g.kernel[2] * rows.C};
     }
   }
-  return count;
 }
 
-// Output rows whose input and output fill a band.
-int64_t band_rows(const DepthwiseGeometry& g, int64_t C, size_t element) {
-  const int64_t bytes = (g.in[2] * g.stride[1] + g.out[2]) * C * element;
-  return max64(1, kBand / bytes);
+// f(row, outputs [begin, end), channels [c, until)) over rows [first, last) and channels [c0, c1), with the row's meetings made.
+template <class E, class A, class F>
+INLINE void walk(Rows<E, A>& rows, int64_t first, int64_t last, int64_t c0, int64_t c1, const E* x, const A* w, const F& f) {
+  const DepthwiseGeometry& g = rows.g;
+  const Tiling tile(g, rows.C, sizeof(E));
+  for (int64_t r0 = first; r0 < last; r0 += tile.rows)
+    for (int64_t o = 0; o < g.out[2]; o += tile.columns)
+      for (int64_t c = c0; c < c1; c += tile.width)
+        for (int64_t r = r0; r < min64(r0 + tile.rows, last); ++r) {
+          meet(rows, r / g.out[1], r % g.out[1], x, w);
+          f(r, o, min64(o + tile.columns, g.out[2]), c, min64(c + tile.width, c1));
+        }
 }
 
 template <class E, class A, int KW, int S>
-void bands(const DepthwiseGeometry& g, int64_t C, int64_t first, int64_t last, const E* x, const A* w, const A* bias, E* y, void* scratch) {
-  constexpr int64_t L = Vec<A>::lanes, line = Line<E>::channels;
-  const Columns columns = columns_of(g, C, (int64_t*)scratch);
-  Meeting* m = (Meeting*)((int64_t*)scratch + padded(g));
-  const int64_t tall = band_rows(g, C, sizeof(E));
-  for (int64_t r0 = first; r0 < last; r0 += tall)
-    for (int64_t c0 = 0; c0 < C; c0 += line)
-      for (int64_t r = r0; r < min64(r0 + tall, last); ++r) {
-        const int64_t meetings = meet(g, C, r / g.out[1], r % g.out[1], m);
-        for (int64_t c = c0; c < min64(c0 + line, C); c += L) {
-          const int64_t i = min64(c, C - L);  // the last vector goes over some channels twice
-          row<E, A, KW, S>(g, C, m, meetings, columns, x + i, w + i, bias ? bias + i : nullptr, y + r * g.out[2] * C + i);
-        }
-      }
+void tiles(const DepthwiseGeometry& g, int64_t C, int64_t first, int64_t last, const E* x, const A* w, const A* bias, E* y, void* scratch) {
+  constexpr int64_t L = Vec<A>::lanes;
+  Rows<E, A> rows = rows_of<E, A>(g, C, scratch);
+  walk(rows, first, last, 0, C, x, w, [&](int64_t r, int64_t begin, int64_t end, int64_t c0, int64_t c1) {
+    // the last vector goes over some channels twice
+    for (int64_t c = c0; c < c1; c += L) outputs<E, A, KW, S>(rows, begin, end, min64(c, C - L), bias, y + r * g.out[2] * C);
+  });
 }
 
 template <class E>
 void forward(const DepthwiseGeometry& g, int64_t C, int64_t first, int64_t last, const void* x, const void* w, const void* bias, void* y, void* scratch) {
   typedef typename Sum<E>::type A;
-  const int64_t kw = g.dilation[2] == 1 && g.stride[2] <= 2 ? g.kernel[2] * 10 + g.stride[2] : 0;
-  const auto run = kw == 31 ? bands<E, A, 3, 1> : kw == 32 ? bands<E, A, 3, 2> : kw == 51 ? bands<E, A, 5, 1> : kw == 52 ? bands<E, A, 5, 2>
-                 : kw == 71 ? bands<E, A, 7, 1> : kw == 72 ? bands<E, A, 7, 2> : bands<E, A, 0, 0>;
+  const bool straight = g.spread[2] == 1 && g.dilation[2] == 1 && g.mode == kZeros;
+  const int64_t form = straight && g.stride[2] <= 2 ? g.kernel[2] * 10 + g.stride[2] : 0;
+  const auto run = form == 31 ? tiles<E, A, 3, 1> : form == 32 ? tiles<E, A, 3, 2> : form == 51 ? tiles<E, A, 5, 1> : form == 52 ? tiles<E, A, 5, 2>
+                 : form == 71 ? tiles<E, A, 7, 1> : form % 10 == 1 ? tiles<E, A, 0, 1> : tiles<E, A, 0, 0>;
   run(g, C, first, last, (const E*)x, (const A*)w, (const A*)bias, (E*)y, scratch);
 }
 
-// sum[q][t] += Σ_o gy[o]·x[q][o·S + t·D] for Q rows of the input and T taps at once, over outputs [from, to), none of which sees padding.
+// Gradients of Q rows of taps, T taps of each from t0 on, from outputs [begin, end) of one row and one vector of channels: they are added to.
 template <class E, class A, int Q, int T>
-INLINE void correlate(const E* gy, const E* const* x, int64_t C, int64_t from, int64_t to, int64_t stride, int64_t dilation, typename Vec<A>::V (*sum)[T]) {
-  for (int64_t o = from; o < to; ++o) {
-    const typename Vec<A>::V v = load(gy + o * C);
-#pragma GCC unroll 4
-    for (int q = 0; q < Q; ++q)
-#pragma GCC unroll 8
-      for (int t = 0; t < T; ++t) sum[q][t] += v * load(x[q] + (o * stride + t * dilation) * C);
-  }
-}
-
-// Q rows of taps, T taps of each from t0 on, of one output row and one vector of channels; their gradients are added to.
-template <class E, class A, int Q, int T>
-void gather(const DepthwiseGeometry& g, int64_t C, const Meeting* m, int64_t t0, const Columns& columns, const E* x, const E* gy, A* gw) {
+void gather(const Rows<E, A>& rows, const Meeting<E, A>* m, int64_t t0, int64_t begin, int64_t end, const E* gy, int64_t c) {
   typedef typename Vec<A>::V V;
-  const int64_t S = g.stride[2], D = g.dilation[2], shift = t0 * D - g.before[2];
+  const DepthwiseGeometry& g = rows.g;
+  const int64_t S = g.stride[2], D = g.dilation[2], C = rows.C, first = t0 * D - g.before[2];
   V sum[Q][T];
-  const E* rows[Q];
 #pragma GCC unroll 4
-  for (int q = 0; q < Q; ++q) {
-    rows[q] = x + m[q].x + shift * C;
+  for (int q = 0; q < Q; ++q)
 #pragma GCC unroll 8
-    for (int t = 0; t < T; ++t) sum[q][t] = load(gw + m[q].w + (t0 + t) * C);
-  }
-  const int64_t n = g.out[2], lo = min64(columns.first, n), hi = max64(lo, min64(columns.last, n));
+    for (int t = 0; t < T; ++t) sum[q][t] = load(m[q].w + c + (t0 + t) * C);
+  const int64_t lo = max64(begin, min64(rows.first, end)), hi = max64(lo, min64(rows.last, end));
   auto edge = [&](int64_t from, int64_t to) {
     for (int64_t o = from; o < to; ++o) {
-      const V v = load(gy + o * C);
-      const int64_t* at = columns.at + o * S + t0 * D;
+      const V v = load(gy + o * C + c);
+      const int64_t* at = rows.at + o * S + t0 * D;
 #pragma GCC unroll 4
       for (int q = 0; q < Q; ++q)
 #pragma GCC unroll 8
         for (int t = 0; t < T; ++t)
-          if (at[t * D] >= 0) sum[q][t] += v * load(x + m[q].x + at[t * D]);
+          if (at[t * D] >= 0) sum[q][t] += v * load(m[q].x + c + at[t * D]);
     }
   };
-  edge(0, lo);
-  correlate<E, A, Q, T>(gy, rows, C, lo, hi, S, D, sum);
-  edge(hi, n);
+  edge(begin, lo);
+  for (int64_t o = lo; o < hi; ++o) {
+    const V v = load(gy + o * C + c);
+#pragma GCC unroll 4
+    for (int q = 0; q < Q; ++q)
+#pragma GCC unroll 8
+      for (int t = 0; t < T; ++t) sum[q][t] += v * load(m[q].x + c + (first + o * S + t * D) * C);
+  }
+  edge(hi, end);
 #pragma GCC unroll 4
   for (int q = 0; q < Q; ++q)
 #pragma GCC unroll 8
-    for (int t = 0; t < T; ++t) store(gw + m[q].w + (t0 + t) * C, sum[q][t]);
+    for (int t = 0; t < T; ++t) store((A*)m[q].w + c + (t0 + t) * C, sum[q][t]);
 }
 
-template <class E, class A, int KW, int Q>
-INLINE void gather_row(const DepthwiseGeometry& g, int64_t C, const Meeting* m, int64_t meetings, const Columns& columns, const E* x, const E* gy, A* gw) {
+template <class E, class A, int KW, int Q> INLINE void gather_row(const Rows<E, A>& rows, int64_t begin, int64_t end, const E* gy, int64_t c) {
   int64_t i = 0;
+  const Meeting<E, A>* m = rows.meetings;
   if constexpr (KW > 0) {
-    for (; i + Q <= meetings; i += Q) gather<E, A, Q, KW>(g, C, m + i, 0, columns, x, gy, gw);
-    for (; i < meetings; ++i) gather<E, A, 1, KW>(g, C, m + i, 0, columns, x, gy, gw);
+    for (; i + Q <= rows.count; i += Q) gather<E, A, Q, KW>(rows, m + i, 0, begin, end, gy, c);
+    for (; i < rows.count; ++i) gather<E, A, 1, KW>(rows, m + i, 0, begin, end, gy, c);
   } else {
-    for (; i < meetings; ++i) {
+    for (; i < rows.count; ++i) {
       int64_t t = 0;
-      for (; t + 8 <= g.kernel[2]; t += 8) gather<E, A, 1, 8>(g, C, m + i, t, columns, x, gy, gw);
-      for (; t + 3 <= g.kernel[2]; t += 3) gather<E, A, 1, 3>(g, C, m + i, t, columns, x, gy, gw);
-      for (; t < g.kernel[2]; ++t) gather<E, A, 1, 1>(g, C, m + i, t, columns, x, gy, gw);
+      for (; t + 8 <= rows.g.kernel[2]; t += 8) gather<E, A, 1, 8>(rows, m + i, t, begin, end, gy, c);
+      for (; t + 4 <= rows.g.kernel[2]; t += 4) gather<E, A, 1, 4>(rows, m + i, t, begin, end, gy, c);
+      for (; t < rows.g.kernel[2]; ++t) gather<E, A, 1, 1>(rows, m + i, t, begin, end, gy, c);
     }
   }
 }
 
+// The sum of outputs [begin, end) of a row is added to the bias gradient: four chains, as an addition takes four cycles.
+template <class E, class A> INLINE void total(int64_t begin, int64_t end, const E* gy, int64_t C, A* gb) {
+  typename Vec<A>::V sum[4] = {load(gb)};
+  int64_t o = begin;
+  for (; o + 4 <= end; o += 4) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) sum[i] += load(gy + (o + i) * C);
+  }
+  for (; o < end; ++o) sum[0] += load(gy + o * C);
+  store(gb, (sum[0] + sum[1]) + (sum[2] + sum[3]));
+}
+
 template <class E, class A, int KW, int Q>
-void gather_bands(const DepthwiseGeometry& g, int64_t C, int64_t c0, int64_t c1, const E* x, const E* gy, A* gw, void* scratch) {
-  constexpr int64_t L = Vec<A>::lanes, line = Line<E>::channels;
-  const Columns columns = columns_of(g, C, (int64_t*)scratch);
-  Meeting* m = (Meeting*)((int64_t*)scratch + padded(g));
-  const int64_t tall = band_rows(g, C, sizeof(E)), rows = g.out[0] * g.out[1];
-  for (int64_t r0 = 0; r0 < rows; r0 += tall)
-    for (int64_t s = c0; s < c1; s += line)
-      for (int64_t r = r0; r < min64(r0 + tall, rows); ++r) {
-        const int64_t meetings = meet(g, C, r / g.out[1], r % g.out[1], m);
-        for (int64_t c = s; c < min64(s + line, c1); c += L)
-          gather_row<E, A, KW, Q>(g, C, m, meetings, columns, x + c, gy + r * g.out[2] * C + c, gw + c);
-      }
+void gather_tiles(const DepthwiseGeometry& g, int64_t C, int64_t c0, int64_t c1, const E* x, const E* gy, A* gw, A* gb, void* scratch) {
+  Rows<E, A> rows = rows_of<E, A>(g, C, scratch);
+  walk(rows, 0, g.out[0] * g.out[1], c0, c1, x, (const A*)gw, [&](int64_t r, int64_t begin, int64_t end, int64_t from, int64_t to) {
+    const E* grads = gy + r * g.out[2] * C;
+    for (int64_t c = from; c < to; c += Vec<A>::lanes) {
+      gather_row<E, A, KW, Q>(rows, begin, end, grads, c);
+      if (gb) total(begin, end, grads + c, C, gb + c);
+    }
+  });
 }
 
 template <class E>
-void grad_weight(const DepthwiseGeometry& g, int64_t C, int64_t c0, int64_t c1, const void* x, const void* gy, void* gw, void* scratch) {
+void grad_weight(const DepthwiseGeometry& g, int64_t C, int64_t c0, int64_t c1, const void* x, const void* gy, void* gw, void* gb, void* scratch) {
   typedef typename Sum<E>::type A;
-  const auto run = g.kernel[2] == 3 ? gather_bands<E, A, 3, 3> : g.kernel[2] == 5 ? gather_bands<E, A, 5, 2>
-                 : g.kernel[2] == 7 ? gather_bands<E, A, 7, 2> : gather_bands<E, A, 0, 1>;
-  run(g, C, c0, c1, (const E*)x, (const E*)gy, (A*)gw, scratch);
+  const auto run = g.kernel[2] == 3 ? gather_tiles<E, A, 3, 3> : g.kernel[2] == 5 ? gather_tiles<E, A, 5, 2>
+                 : g.kernel[2] == 7 ? gather_tiles<E, A, 7, 2> : gather_tiles<E, A, 0, 1>;
+  run(g, C, c0, c1, (const E*)x, (const E*)gy, (A*)gw, (A*)gb, scratch);
 }
 
 }  // namespace

@@ -1,7 +1,8 @@
 // Depthwise kernels on contiguous planes; compiled once per instruction set (CMake defines ISA, the namespace, and VECTOR_BYTES).
 //
-// A plane is cut into tiles that fit L1 (most planes are one tile). Of each the padded input is copied into scratch, widened, and what
-// follows is arithmetic without a case: up to seven output rows share the input rows that they load, a vector of columns at a time.
+// A plane is cut into tiles that fit half of a small L2 (most planes are one tile). Of each the padded input is copied into scratch, widened,
+// and what follows is arithmetic without a case: up to seven output rows share the input rows that they load, a vector of columns at a time.
+// Seven, as 7, 14, 28, 56 and 112 are its multiples. A load over the end of a cache line costs two, so loads and not sums bound 64-byte vectors.
 #include "kernels/depthwise.h"
 
 #include "kernels/depthwise_window.h"
@@ -14,10 +15,10 @@ namespace omniconv {
 namespace ISA {
 namespace {
 
-constexpr int64_t kTileBytes = 32768;  // of padded input
-constexpr int64_t kRowMost = 4096;     // positions in a row of a tile, unless a window is as wide
-constexpr int kTaps = 5;               // kernel rows that are held in registers at once
-constexpr int64_t kRows = 7;           // output rows that share their input rows
+constexpr int64_t kTileBytes = 131072;  // of padded input: with 32 KB 3-D took 1.3 times as long, as more slices are copied twice
+constexpr int64_t kRowMost = 4096;      // positions in a row of a tile, unless a window is as wide
+constexpr int kTaps = 5;                // kernel rows that are held in registers at once
+constexpr int64_t kRows = 7;            // output rows that share their input rows
 
 INLINE int64_t ceil_div(int64_t a, int64_t b) { return b == 1 ? a : (a + b - 1) / b; }
 INLINE int64_t clamp(int64_t x, int64_t low, int64_t high) { return min64(max64(x, low), high); }
@@ -65,12 +66,12 @@ template <class A> struct Layout {
       a.tile = ceil_div(a.steps, ceil_div(a.steps, most));
     }
     // a whole vector past the last even position may be written to the first phase, before the second begins
-    phase = a.stride == 1 ? 0 : round_up(a.extent(a.tile) / a.stride + 1 + L, L);
-    row = a.stride == 1 ? round_up(a.extent(a.tile), L) : a.stride * phase;
-    const int64_t room = kTileBytes / int64_t(sizeof(A)) / row;
-    if (c.extent(c.steps) * b.extent(b.steps) > room) cut_rows(room);
+    phase = a.stride == 1 ? round_up(a.extent(a.tile), L) : round_up(a.extent(a.tile) / a.stride + 1 + L, L);
+    row = a.stride * phase;
+    const int64_t row_bytes = row * int64_t(sizeof(A));
+    if (c.extent(c.steps) * b.extent(b.steps) * row_bytes > kTileBytes) cut_rows(kTileBytes / row_bytes);
     slice = b.extent(b.tile) * row;
-    size = c.extent(c.tile) * slice + (a.tile < L ? L : 0) * a.stride + 2 * L;
+    size = c.extent(c.tile) * slice + 2 * L;
     whole = a.tile == a.steps && b.tile == b.steps && c.tile == c.steps;
   }
   // Slices and rows of a tile of at most `room` rows such that the fewest rows are copied twice.
@@ -91,18 +92,25 @@ template <class A> struct Layout {
   }
 };
 
-// A plane with one row a slice is one slice: rows are what a tile shares.
-INLINE DepthwiseGeometry flat(DepthwiseGeometry g) {
-  for (int i = 0; i < 3; ++i)
-    if (g.kernel[i] == 1) g.dilation[i] = 1;
-  if (g.in[1] != 1 || g.out[1] != 1 || g.kernel[1] != 1 || g.before[1]) return g;
-  auto swap = [](int64_t* axis) {
-    const int64_t t = axis[0];
-    axis[0] = axis[1];
-    axis[1] = t;
-  };
-  swap(g.in), swap(g.out), swap(g.kernel), swap(g.stride), swap(g.dilation), swap(g.before), swap(g.spread);
-  return g;
+// A plane with one row a slice is one slice: rows are what a tile shares. Axis by axis from the caller's: swapped in a fresh copy, it waited
+// for that copy's stores (6 ns of the 100 that the gradient of a 7x7 plane takes).
+INLINE DepthwiseGeometry flat(const DepthwiseGeometry& g) {
+  const bool one_row = g.in[1] == 1 && g.out[1] == 1 && g.kernel[1] == 1 && !g.before[1];
+  DepthwiseGeometry to;
+  for (int i = 0; i < 3; ++i) {
+    const int from = one_row && i < 2 ? 1 - i : i;
+    to.in[i] = g.in[from];
+    to.out[i] = g.out[from];
+    to.kernel[i] = g.kernel[from];
+    to.stride[i] = g.stride[from];
+    to.dilation[i] = g.kernel[from] == 1 ? 1 : g.dilation[from];
+    to.before[i] = g.before[from];
+    to.spread[i] = g.spread[from];
+  }
+  to.multiplier = g.multiplier;
+  to.mode = g.mode;
+  to.activation = g.activation;
+  return to;
 }
 
 // Memory handed out from scratch; from null, only its size.
@@ -115,14 +123,27 @@ struct Shelf {
   }
 };
 
-// ---- vectors that end early
+// ---- vectors
+
+// In a register from here on: GCC would load it again for each use, and a load over a line's end costs two.
+template <class V> INLINE V held(V v) {
+#if defined(__x86_64__)
+  __asm__("" : "+v"(v));
+#endif
+  return v;
+}
+
+// Which lanes are before lane n.
+template <class A> INLINE auto before(int64_t n) {
+  typedef typename Vec<A>::V V;
+  decltype(V{} < V{}) lane;
+  for (int i = 0; i < Vec<A>::lanes; ++i) lane[i] = i;
+  return lane < (lane - lane) + int(n);
+}
 
 template <class A> INLINE typename Vec<A>::V first(typename Vec<A>::V v, int64_t n) {
   typedef typename Vec<A>::V V;
-  typedef decltype(v < v) M;
-  M lane;
-  for (int i = 0; i < Vec<A>::lanes; ++i) lane[i] = i;
-  return (V)((M)v & (lane < M{} + int(n)));
+  return (V)((decltype(v < v))v & before<A>(n));
 }
 
 // n < L elements between memory and a buffer, by halves.
@@ -137,6 +158,13 @@ template <class E, int L> INLINE void copy_first(E* to, const E* from, int64_t n
 }
 
 // The first n elements, zeros after them; nothing is read at `end` or beyond.
+#if defined(__AVX512F__) && VECTOR_BYTES == 64
+template <class A> INLINE Vec<float>::V load_first(const float* p, int64_t n, const float*) { return (Vec<float>::V)_mm512_maskz_loadu_ps((1u << n) - 1, p); }
+template <class A> INLINE Vec<double>::V load_first(const double* p, int64_t n, const double*) { return (Vec<double>::V)_mm512_maskz_loadu_pd((1u << n) - 1, p); }
+#elif defined(__AVX2__) && VECTOR_BYTES == 32
+template <class A> INLINE Vec<float>::V load_first(const float* p, int64_t n, const float*) { return (Vec<float>::V)_mm256_maskload_ps(p, (__m256i)before<A>(n)); }
+template <class A> INLINE Vec<double>::V load_first(const double* p, int64_t n, const double*) { return (Vec<double>::V)_mm256_maskload_pd(p, (__m256i)before<A>(n)); }
+#endif
 template <class A, class E> INLINE typename Vec<A>::V load_first(const E* p, int64_t n, const E* end) {
   constexpr int L = Vec<A>::lanes;
   if (p + L <= end) return first<A>(load(p), n);
@@ -148,6 +176,10 @@ template <class A, class E> INLINE typename Vec<A>::V load_first(const E* p, int
 template <class A, class E> INLINE void store_first(E* p, typename Vec<A>::V v, int64_t n) {
   constexpr int L = Vec<A>::lanes;
   if (n >= L) return store(p, v);
+#if defined(__AVX512F__) && VECTOR_BYTES == 64
+  if constexpr (sizeof(E) == 4) return _mm512_mask_storeu_ps((float*)p, (1u << n) - 1, (__m512)v);
+  if constexpr (sizeof(E) == 8) return _mm512_mask_storeu_pd((double*)p, (1u << n) - 1, (__m512d)v);
+#endif
   E part[L];
   store(part, v);
   copy_first<E, L>(p, part, n);
@@ -165,7 +197,8 @@ template <class E> INLINE float one(const E* p) {
 // ---- filling a tile
 
 template <class A> INLINE void zero(A* p, int64_t n) {
-  for (int64_t i = 0; i < n; i += Vec<A>::lanes) store(p + i, typename Vec<A>::V{});
+  const typename Vec<A>::V none = held(typename Vec<A>::V{});  // not a call of memset: it is mostly a vector
+  for (int64_t i = 0; i < n; i += Vec<A>::lanes) store(p + i, none);
 }
 
 // What a row of a tile reads: positions [left, inside) are elements, from x[left + origin] on.
@@ -174,28 +207,20 @@ struct Span {
   Span(const Cut& c, int64_t at, int64_t n) : origin(at * c.stride + c.low), width(c.extent(n)), left(clamp(-origin, 0, width)), inside(clamp(c.in - origin, left, width)) {}
 };
 
-// A row, dealt into one phase. The last store of the elements writes zeros beyond them.
-template <class E, class A> INLINE void fill_straight(const Cut& c, Mode mode, const Span& s, bool kept, const E* x, const E* end, A* dst) {
+// Rows of n elements; zeros are stored beyond them, in the last vector. Functions of their own for their registers: inside of what calls
+// them these loops took half of the time of a 14x14 plane, three times what they do now.
+template <class E, class A> __attribute__((noinline)) void copy_rows(const E* x, int64_t x_row, int64_t n, int64_t rows, const E* end, A* dst, int64_t dst_row) {
   constexpr int L = Vec<A>::lanes;
-  if (c.spread > 1) {
-    for (int64_t p = 0; p < s.width; ++p) {
-      const int64_t i = source(p + s.origin, c.in, c.spread, mode);
-      dst[p] = i < 0 ? A(0) : one(x + i);
-    }
-    return;
+  const int64_t whole = n - n % L;
+  for (; rows > 0; --rows, x += x_row, dst += dst_row) {
+    for (int64_t p = 0; p < whole; p += L) store(dst + p, load(x + p));
+    if (whole < n) store(dst + whole, load_first<A>(x + whole, n - whole, end));
   }
-  if (!kept) zero(dst, s.left);
-  int64_t p = s.left;
-  for (; p + L <= s.inside; p += L) store(dst + p, load(x + p + s.origin));
-  if (p < s.inside) store(dst + p, load_first<A>(x + p + s.origin, s.inside - p, end));
-  if (!kept) zero(dst + s.inside, s.width - s.inside);
-  if (mode == kZeros) return;
-  for (p = 0; p < s.left; ++p) dst[p] = one(x + source(p + s.origin, c.in, 1, mode));
-  for (p = s.inside; p < s.width; ++p) dst[p] = one(x + source(p + s.origin, c.in, 1, mode));
 }
 
-// A row dealt into even and odd positions.
-template <class E, class A> INLINE void fill_two(const Layout<A>& l, const Span& s, bool kept, const E* x, const E* end, A* dst) {
+// The same, dealt into even and odd positions; the first element comes to position `left`.
+template <class E, class A>
+__attribute__((noinline)) void deal_rows(const E* x, int64_t x_row, int64_t n, int64_t left, int64_t rows, const E* end, A* dst, int64_t dst_row, int64_t phase) {
   typedef typename Vec<A>::V V;
   constexpr int L = Vec<A>::lanes;
   decltype(V{} < V{}) evens, odds;
@@ -203,48 +228,91 @@ template <class E, class A> INLINE void fill_two(const Layout<A>& l, const Span&
     evens[i] = 2 * i;
     odds[i] = 2 * i + 1;
   }
-  if (!kept) zero(dst, l.row);
-  A* even = dst;
-  A* odd = dst + l.phase;
-  int64_t p = s.left;
-  if (p % 2 && p < s.inside) odd[p / 2] = one(x + p + s.origin), ++p;
-  for (; p < s.inside; p += 2 * L) {
-    const E* from = x + p + s.origin;
-    const int64_t rest = s.inside - p;
-    const V a = rest >= L ? load(from) : load_first<A>(from, rest, end);
-    const V b = rest >= 2 * L ? load(from + L) : rest > L ? load_first<A>(from + L, rest - L, end) : V{};
-    store(even + p / 2, __builtin_shuffle(a, b, evens));
-    store(odd + p / 2, __builtin_shuffle(a, b, odds));
+  const int64_t lone = left % 2 && n > 0;  // an element at an odd position before all pairs
+  const int64_t pairs = n - lone, whole = pairs - pairs % (2 * L);
+  for (; rows > 0; --rows, x += x_row, dst += dst_row) {
+    A *even = dst + (left + lone) / 2, *odd = even + phase;
+    if (lone) odd[-1] = one(x);
+    const E* from = x + lone;
+    for (int64_t p = 0; p < whole; p += 2 * L, even += L, odd += L, from += 2 * L) {
+      const V a = load(from), b = load(from + L);
+      store(even, __builtin_shuffle(a, b, evens));
+      store(odd, __builtin_shuffle(a, b, odds));
+    }
+    const int64_t rest = pairs - whole;
+    if (!rest) continue;
+    const V a = rest >= L ? load(from) : load_first<A>(from, rest, end), b = rest > L ? load_first<A>(from + L, rest - L, end) : V{};
+    store(even, __builtin_shuffle(a, b, evens));
+    store(odd, __builtin_shuffle(a, b, odds));
   }
-  if (l.mode == kZeros) return;
-  for (p = 0; p < s.left; ++p) dst[l.column(p)] = one(x + source(p + s.origin, l.cut[2].in, 1, l.mode));
-  for (p = s.inside; p < s.width; ++p) dst[l.column(p)] = one(x + source(p + s.origin, l.cut[2].in, 1, l.mode));
+}
+
+// A row of any mode and spread, not dealt.
+template <class E, class A> void straight_row(const Cut& c, Mode mode, const Span& s, const E* x, const E* end, A* dst) {
+  if (c.spread == 1) {
+    zero(dst, s.left);
+    copy_rows(x + s.left + s.origin, 0, s.inside - s.left, 1, end, dst + s.left, 0);
+    zero(dst + s.inside, s.width - s.inside);
+    if (mode == kZeros) return;
+  }
+  for (int64_t p = 0; p < s.width; ++p) {
+    if (c.spread == 1 && p == s.left) p = s.inside;
+    if (p == s.width) return;
+    const int64_t i = source(p + s.origin, c.in, c.spread, mode);
+    dst[p] = i < 0 ? A(0) : one(x + i);
+  }
+}
+
+template <class E, class A> void any_row(const Layout<A>& l, const Span& s, const E* x, const E* end, A* dst, A* straight) {
+  const int64_t step = l.cut[2].stride;
+  if (step == 1) return straight_row(l.cut[2], l.mode, s, x, end, dst);
+  straight_row(l.cut[2], l.mode, s, x, end, straight);
+  if (step == 2) return deal_rows(straight, 0, s.width, 0, 1, straight + s.width, dst, 0, l.phase);
+  for (int64_t q = 0; q < step; ++q)
+    for (int64_t k = 0, p = q; p < s.width; ++k, p += step) dst[q * l.phase + k] = straight[p];
+}
+
+// Rows of zeros and elements, zeros around them.
+template <class E, class A> void plain_rows(const Layout<A>& l, const Span& rows, const Span& s, bool kept, const E* x, const E* end, A* dst) {
+  const Cut& c = l.cut[2];
+  const int64_t n = s.inside - s.left, count = rows.inside - rows.left;
+  const E* from = x + (rows.left + rows.origin) * c.in + s.left + s.origin;
+  if (c.stride == 2) {
+    if (!kept) zero(dst, rows.width * l.row);
+    return deal_rows(from, c.in, n, s.left, count, end, dst + rows.left * l.row, l.row, l.phase);
+  }
+  A* inside = dst + rows.left * l.row;
+  if (!kept) {
+    zero(dst, rows.left * l.row);
+    zero(dst + rows.inside * l.row, (rows.width - rows.inside) * l.row);
+    for (int64_t j = 0; j < count; ++j) {
+      zero(inside + j * l.row, s.left);
+      zero(inside + j * l.row + s.inside, s.width - s.inside);
+    }
+  }
+  copy_rows(from, c.in, n, count, end, inside + s.left, l.row);
 }
 
 // The tile of outputs [at, at + n) from plane x. `kept`: what is zero there has been left so by the plane before.
-template <class E, class A>
-void fill(const Layout<A>& l, const int64_t* at, const int64_t* n, bool kept, const E* x, const E* end, A* tile, A* straight) {
+template <class E, class A> void fill(const Layout<A>& l, const int64_t* at, const int64_t* n, bool kept, const E* x, const E* end, A* tile, A* straight) {
   const Cut &c = l.cut[0], &b = l.cut[1], &a = l.cut[2];
-  const Span columns(a, at[2], n[2]);
-  const int64_t slices = c.extent(n[0]), rows = b.extent(n[1]), sc = at[0] * c.stride + c.low, sb = at[1] * b.stride + b.low;
-  for (int64_t i = 0; i < slices; ++i) {
-    const int64_t from_slice = source(i + sc, c.in, c.spread, l.mode);
-    for (int64_t j = 0; j < rows; ++j) {
-      const int64_t from_row = source(j + sb, b.in, b.spread, l.mode);
-      A* dst = tile + i * l.slice + j * l.row;
-      if (from_slice < 0 || from_row < 0) {
-        if (!kept) zero(dst, l.row);
-        continue;
-      }
-      const E* row = x + (from_slice * b.in + from_row) * a.in;
-      if (a.stride == 1) {
-        fill_straight(a, l.mode, columns, kept, row, end, dst);
-      } else if (a.stride == 2 && a.spread == 1) {
-        fill_two(l, columns, kept, row, end, dst);
-      } else {
-        fill_straight(a, l.mode, columns, false, row, end, straight);
-        for (int64_t q = 0; q < a.stride; ++q)
-          for (int64_t k = 0, p = q; p < columns.width; ++k, p += a.stride) dst[q * l.phase + k] = straight[p];
+  const Span slices(c, at[0], n[0]), rows(b, at[1], n[1]), columns(a, at[2], n[2]);
+  const bool plain = l.mode == kZeros && b.spread * a.spread == 1 && a.stride <= 2;
+  for (int64_t i = 0; i < slices.width; ++i) {
+    const int64_t from = source(i + slices.origin, c.in, c.spread, l.mode);
+    A* dst = tile + i * l.slice;
+    if (from < 0) {
+      if (!kept) zero(dst, rows.width * l.row);
+      continue;
+    }
+    const E* plane = x + from * b.in * a.in;
+    if (plain) {
+      plain_rows(l, rows, columns, kept, plane, end, dst);
+    } else {
+      for (int64_t j = 0; j < rows.width; ++j) {
+        const int64_t row = source(j + rows.origin, b.in, b.spread, l.mode);
+        if (row >= 0) any_row(l, columns, plane + row * a.in, end, dst + j * l.row, straight);
+        else if (!kept) zero(dst + j * l.row, l.row);
       }
     }
   }
@@ -268,9 +336,9 @@ template <class A> struct Plan {
   int64_t residues[3];
   Layout<A> l;
   Phase* phases[3];
-  Tap* columns;    // [residue][tap]
-  Part* parts;       // [residue of the slice][residue of the column][part]
-  int64_t count;     // of parts
+  Tap* columns;   // [residue][tap]
+  Part* parts;    // [residue of the slice][residue of the column][part]
+  int64_t count;  // of parts
   bool folded;
   A *tile, *straight;
   Shelf rest;
@@ -282,19 +350,24 @@ template <class A> struct Plan {
     // A long kernel over a single row, seen as rows of one vector: taps a vector apart read the same x. Loads are halved at 31 taps and
     // 16 lanes, quartered at 8.
     const int64_t d = g.dilation[2], k = g.kernel[2];
-    folded = g.out[0] * g.out[1] * g.kernel[0] * g.kernel[1] == 1 && g.stride[2] == 1 && g.spread[2] == 1 && L % d == 0 && k > L / d && l.cut[2].tile >= L;
+    // (The weight's gradient needs eight lanes for it: with four, 3 of 31 taps are left over in each row.)
+    folded = (by_residue || L >= 8) && g.spread[0] * g.spread[1] * g.out[0] * g.out[1] * g.kernel[0] * g.kernel[1] == 1 && g.stride[2] == 1 && g.spread[2] == 1 && L % d == 0 && k > L / d && l.cut[2].tile >= L;
     columns = rest.take<Tap>(residues[2] * k);
     count = folded ? 2 : g.kernel[0];
     parts = rest.take<Part>(residues[0] * residues[2] * count);
     tile = rest.take<A>(l.size);
     straight = rest.take<A>(l.cut[2].extent(l.cut[2].tile) + 2 * L);
   }
+  Phase phase(int i, int64_t residue) const {
+    if (residues[i] == g.spread[i]) return phase_of(g, i, residue);
+    return {g.out[i], g.kernel[i], 0, 1, -g.before[i], g.dilation[i]};  // the tile holds the zeros
+  }
   void cut(int i, bool by_residue) {
     residues[i] = by_residue ? g.spread[i] : 1;
     phases[i] = rest.take<Phase>(residues[i]);
     int64_t low = INT64_MAX, high = INT64_MIN;
     for (int64_t r = 0; r < residues[i]; ++r) {
-      const Phase p = residues[i] == g.spread[i] ? phase_of(g, i, r) : Phase{g.out[i], g.kernel[i], 0, 1, -g.before[i], g.dilation[i]};
+      const Phase p = phase(i, r);
       if (!p.taps || !p.outputs) continue;
       low = min64(low, p.from);
       high = max64(high, p.from + (p.taps - 1) * p.dilation);
@@ -305,8 +378,7 @@ template <class A> struct Plan {
   // What scratch must hold; apart from the sizes above, so that those can be asked for without any.
   void prepare() {
     for (int i = 0; i < 3; ++i)
-      for (int64_t r = 0; r < residues[i]; ++r)
-        phases[i][r] = residues[i] == g.spread[i] ? phase_of(g, i, r) : Phase{g.out[i], g.kernel[i], 0, 1, -g.before[i], g.dilation[i]};
+      for (int64_t r = 0; r < residues[i]; ++r) phases[i][r] = phase(i, r);
     for (int64_t r = 0; r < residues[2]; ++r) {
       const Phase& p = phases[2][r];
       for (int64_t t = 0; t < p.taps; ++t) columns[r * g.kernel[2] + t] = {l.column(p.from - l.cut[2].low + t * p.dilation), p.tap + t * p.tap_step};
@@ -360,11 +432,14 @@ INLINE void meet(const A* x, int64_t x_row, const Tap* tap, int64_t count, const
 #pragma GCC unroll 8
     for (int m = 0; m < K; ++m) weight[m] = broadcast(w[tap->w + m * w_row]);
     const A* p = x + tap->x;
+#if defined(__x86_64__)
+    __asm__("" : "+r"(p));  // one pointer: GCC would keep one for each of N vectors, in memory
+#endif
 #pragma GCC unroll 32
     for (int r = 0; r < STEP * (R - 1) + K; ++r, p += x_row) {
       V v[N];
 #pragma GCC unroll 8
-      for (int i = 0; i < N; ++i) v[i] = load(p + i * L);
+      for (int i = 0; i < N; ++i) v[i] = K > 1 ? held(load(p + i * L)) : load(p + i * L);
 #pragma GCC unroll 8
       for (int m = 0; m < K; ++m)
         if (r >= m && (r - m) % STEP == 0 && (r - m) / STEP < R) {
@@ -375,13 +450,30 @@ INLINE void meet(const A* x, int64_t x_row, const Tap* tap, int64_t count, const
   }
 }
 
-// n outputs of each of R rows. A row shorter than a vector is written with what comes after it, where the next row will be written
-// over that; not beyond `limit`.
-template <class E, class A, int R, int N, int STEP>
-INLINE void block(const Window<A>& o, int64_t top, int64_t bottom, const A* x, E* y, int64_t y_row, int64_t n, const E* limit) {
-  typedef typename Vec<A>::V V;
+// R rows of N vectors end. The last vector of a row holds n outputs: it is written whole where what follows will be written after it, not
+// beyond `limit`.
+template <class A, int R, int N> INLINE void put(typename Vec<A>::V (*acc)[N], Activation activation, A* y, int64_t y_row, int64_t n, const A* limit) {
   constexpr int L = Vec<A>::lanes;
-  V acc[R][N];
+  if (activation != kNone) {
+#pragma GCC unroll 8
+    for (int q = 0; q < R; ++q)
+#pragma GCC unroll 8
+      for (int i = 0; i < N; ++i) acc[q][i] = activate<A>(acc[q][i], activation);
+  }
+#pragma GCC unroll 8
+  for (int q = 0; q < R; ++q, y += y_row) {
+#pragma GCC unroll 8
+    for (int i = 0; i < N; ++i) {
+      if (N > 1 || n >= L || y + L <= limit) store(y + i * L, acc[q][i]);
+      else store_first<A>(y, acc[q][i], n);
+    }
+  }
+}
+
+// Kernel rows [top, bottom) of every part.
+template <class A, int R, int N, int STEP>
+INLINE void block(const Window<A>& o, int64_t top, int64_t bottom, const A* x, A* y, int64_t y_row, int64_t n, const A* limit) {
+  typename Vec<A>::V acc[R][N];
 #pragma GCC unroll 8
   for (int q = 0; q < R; ++q)
 #pragma GCC unroll 8
@@ -400,42 +492,57 @@ INLINE void block(const Window<A>& o, int64_t top, int64_t bottom, const A* x, E
       }
     }
   }
-  if (o.activation != kNone) {
+  put<A, R, N>(acc, o.activation, y, y_row, n, limit);
+}
+
+// Where rows of n outputs are read and written; kernel rows [low, high) of the first read elements.
+template <class A> struct Rows {
+  const A* x;
+  int64_t x_step, low, high;
+  A* y;
+  int64_t y_row, n;
+  const A* limit;
+};
+
+template <class A, int N> INLINE void line(const Window<A>& o, const Part& part, const A* x, const A* w, A* y, int64_t n, const A* limit) {
+  typename Vec<A>::V acc[1][N];
 #pragma GCC unroll 8
-    for (int q = 0; q < R; ++q)
-#pragma GCC unroll 8
-      for (int i = 0; i < N; ++i) acc[q][i] = activate<A>(acc[q][i], o.activation);
-  }
-#pragma GCC unroll 8
-  for (int q = 0; q < R; ++q, y += y_row) {
-#pragma GCC unroll 8
-    for (int i = 0; i < N; ++i) {
-      if (N > 1 || n >= L || y + L <= limit) store(y + i * L, acc[q][i]);
-      else store_first<A>(y, acc[q][i], n);
-    }
+  for (int i = 0; i < N; ++i) acc[0][i] = broadcast(o.bias);
+  meet<A, 1, 1, N, 1>(x, 0, o.columns, part.columns, w, 0, acc);
+  put<A, 1, N>(acc, o.activation, y, 0, n, limit);
+}
+
+// A row that meets one kernel row, as in 1-D: without the loops of a block, which took as long as four taps do.
+template <class A> INLINE void run_line(const Window<A>& o, int64_t top, const Rows<A>& rows) {
+  constexpr int L = Vec<A>::lanes;
+  const Part& part = o.parts[o.first];
+  const A* x = rows.x + part.x + top * o.x_row;
+  const A* w = o.w + part.w + top * o.w_row;
+  const int64_t n = rows.n;
+  int64_t at = 0;
+  for (; at + 8 * L <= n; at += 8 * L) line<A, 8>(o, part, x + at, w, rows.y + at, L, rows.limit);
+  for (; at + 4 * L <= n; at += 4 * L) line<A, 4>(o, part, x + at, w, rows.y + at, L, rows.limit);
+  for (; at < n; at += L) {
+    const int64_t last = max64(min64(at, n - L), 0);
+    line<A, 1>(o, part, x + last, w, rows.y + last, n, rows.limit);
   }
 }
 
-// Where rows of outputs are read and written; kernel rows [low, high) of the first read elements.
-template <class E, class A> struct Rows {
-  const A* x;
-  int64_t x_step, low, high;
-  E* y;
-  int64_t y_row, n;
-  const E* limit;
-};
-
-template <class E, class A, int R, int STEP> void run_rows(const Window<A>& o, int64_t step, int64_t taps, Rows<E, A>& rows) {
+template <class A, int R, int STEP> void run_rows(const Window<A>& o, int64_t step, int64_t taps, Rows<A>& rows) {
   constexpr int L = Vec<A>::lanes;
   const int64_t n = rows.n, top = max64(0, rows.low - step * (R - 1)), bottom = min64(taps, rows.high);
-  int64_t at = 0;
-  if constexpr (R == 1) {
-    for (; at + 4 * L <= n; at += 4 * L) block<E, A, 1, 4, 1>(o, top, bottom, rows.x + at, rows.y + at, 0, 4 * L, rows.limit);
-  }
-  for (; at < n; at += L) {
-    // the last vector ends where the row does: some outputs are made twice
-    const int64_t last = max64(min64(at, n - L), 0);
-    block<E, A, R, 1, STEP>(o, top, bottom, rows.x + last, rows.y + last, rows.y_row, n, rows.limit);
+  if (R == 1 && bottom - top == 1 && o.last - o.first == 1) {
+    run_line(o, top, rows);
+  } else {
+    int64_t at = 0;
+    if constexpr (R == 1) {
+      for (; at + 4 * L <= n; at += 4 * L) block<A, 1, 4, 1>(o, top, bottom, rows.x + at, rows.y + at, 0, L, rows.limit);
+    }
+    for (; at < n; at += L) {
+      // the last vector ends where the row does: some outputs are made twice
+      const int64_t last = max64(min64(at, n - L), 0);
+      block<A, R, 1, STEP>(o, top, bottom, rows.x + last, rows.y + last, rows.y_row, n, rows.limit);
+    }
   }
   rows.x += R * rows.x_step;
   rows.y += R * rows.y_row;
@@ -443,21 +550,32 @@ template <class E, class A, int R, int STEP> void run_rows(const Window<A>& o, i
   rows.high -= R * step;
 }
 
-template <class E, class A, int STEP> void run_shared(const Window<A>& o, int64_t count, int64_t taps, Rows<E, A>& rows) {
+template <class A, int STEP> void run_shared(const Window<A>& o, int64_t count, int64_t taps, Rows<A>& rows) {
   while (count) {
     const int64_t r = count >= kRows && count != 8 ? kRows : count >= 4 ? 4 : count >= 2 ? 2 : 1;
-    if (r == kRows) run_rows<E, A, kRows, STEP>(o, STEP, taps, rows);
-    else if (r == 4) run_rows<E, A, 4, STEP>(o, STEP, taps, rows);
-    else if (r == 2) run_rows<E, A, 2, STEP>(o, STEP, taps, rows);
-    else run_rows<E, A, 1, 1>(o, STEP, taps, rows);
+    if (r == kRows) run_rows<A, kRows, STEP>(o, STEP, taps, rows);
+    else if (r == 4) run_rows<A, 4, STEP>(o, STEP, taps, rows);
+    else if (r == 2) run_rows<A, 2, STEP>(o, STEP, taps, rows);
+    else run_rows<A, 1, 1>(o, STEP, taps, rows);
     count -= r;
   }
 }
 
-template <class E, class A> void run(const Window<A>& o, int64_t count, int64_t step, int64_t taps, Rows<E, A> rows) {
-  if (step == 1) return run_shared<E, A, 1>(o, count, taps, rows);
-  if (step == 2) return run_shared<E, A, 2>(o, count, taps, rows);
-  for (; count; --count) run_rows<E, A, 1, 1>(o, step, taps, rows);
+template <class A> void run(const Window<A>& o, int64_t count, int64_t step, int64_t taps, Rows<A> rows) {
+  if (step == 1) return run_shared<A, 1>(o, count, taps, rows);
+  if (step == 2) return run_shared<A, 2>(o, count, taps, rows);
+  for (; count; --count) run_rows<A, 1, 1>(o, step, taps, rows);
+}
+
+// Rows of n sums to rows of outputs; what is beyond a row shorter than a vector as in put().
+template <class E, class A> __attribute__((noinline)) void narrow_rows(const A* of, int64_t of_row, int64_t n, int64_t rows, E* y, int64_t y_row, const E* limit) {
+  constexpr int L = Vec<A>::lanes;
+  for (; rows > 0; --rows, of += of_row, y += y_row) {
+    for (int64_t o = 0; o + L <= n; o += L) store(y + o, load(of + o));
+    if (n >= L) store(y + n - L, load(of + n - L));
+    else if (y + L <= limit) store(y, load(of));
+    else store_first<A>(y, load(of), n);
+  }
 }
 
 // n outputs from the rows of their residues.
@@ -482,98 +600,144 @@ template <class E, class A> void weave(const A* of, int64_t size, int64_t residu
   for (int64_t o = 0; o < n; o += L) store_first<A>(y + o, load(line + o), n - o);
 }
 
+// Rows of a tile that share what they read: where, apart from the plane, they are read, multiplied and written.
+struct Job {
+  const Part* parts;
+  int64_t first, last, x_row, w_row, x, x_step, low, high, w, y, y_row, run, count, step, taps;
+};
+
 template <class E> struct Forward : Plan<typename Sum<E>::type> {
   typedef typename Sum<E>::type A;
   static constexpr int L = Vec<A>::lanes;
+  // 16-bit outputs are narrowed from rows of sums, as residues are woven: half of the code, and never less than 0.67 of the speed of float
+  static constexpr bool kStraight = sizeof(E) == sizeof(A);
   using P = Plan<A>;
   using P::g, P::l, P::residues, P::phases, P::rest;
   int64_t size;  // of a row of one residue
-  A *woven, *line;
+  A *woven, *straight_line;
+  Job* jobs;
 
   Forward(const DepthwiseGeometry& of, void* scratch) : P(of, scratch, true) {
     size = round_up(l.cut[2].tile, L) + L;
-    const bool weaving = residues[2] > 1;
+    const bool weaving = !kStraight || residues[2] > 1;
     woven = rest.template take<A>(weaving ? kRows * residues[2] * size : 0);
-    line = rest.template take<A>(weaving ? residues[2] * size : 0);
+    straight_line = rest.template take<A>(weaving ? residues[2] * size : 0);
+    jobs = rest.template take<Job>(residues[0] * l.cut[0].tile * residues[1] * min64(g.dilation[1], l.cut[1].tile));
   }
 
-  // The outputs [at, at + n) of one channel, of every residue, from a tile.
-  void outputs(const int64_t* at, const int64_t* n, const A* w, A bias, E* y, const E* end) const {
+  // The jobs of the outputs [at, at + n) of a channel, of every residue.
+  int64_t prepare_tile(const int64_t* at, const int64_t* n) const {
+    int64_t count = 0;
     for (int64_t r = 0; r < residues[0]; ++r) {
       const Phase& p = phases[0][r];
       for (int64_t d = 0; d < min64(n[0], p.outputs - at[0]); ++d) {
-        const int64_t from = (at[0] + d) * g.stride[0] + p.from, plane = r + residues[0] * (at[0] + d);
-        const bool zeros = g.mode == kZeros;
-        const int64_t first = zeros ? max64(ceil_div(-from, p.dilation), 0) : 0, last = zeros ? min64(ceil_div(g.in[0] - from, p.dilation), p.taps) : p.taps;
-        const A* x = P::tile + (d * g.stride[0] + p.from - l.cut[0].low) * l.slice;
-        for (int64_t q = 0; q < residues[1]; ++q)
-          slice(r, first, last, q, at, n, x, w + p.tap * g.kernel[1] * g.kernel[2], bias, y + plane * g.out[1] * g.out[2], end);
+        const int64_t from = (at[0] + d) * g.stride[0] + p.from;
+        Job j;
+        j.parts = P::parts + r * residues[2] * P::count;
+        j.first = g.mode == kZeros ? max64(ceil_div(-from, p.dilation), 0) : 0;
+        j.last = P::folded ? 2 : g.mode == kZeros ? min64(ceil_div(g.in[0] - from, p.dilation), p.taps) : p.taps;
+        j.x = (d * g.stride[0] + p.from - l.cut[0].low) * l.slice;
+        j.w = p.tap * g.kernel[1] * g.kernel[2];
+        j.y = (r + residues[0] * (at[0] + d)) * g.out[1] * g.out[2] + residues[2] * at[2];
+        for (int64_t q = 0; q < residues[1]; ++q) count = prepare_rows(j, q, at, n, count);
       }
     }
+    return count;
   }
-  void slice(int64_t r, int64_t first, int64_t last, int64_t q, const int64_t* at, const int64_t* n, const A* x, const A* w, A bias, E* y, const E* end) const {
+  int64_t prepare_rows(Job slice, int64_t q, const int64_t* at, const int64_t* n, int64_t count) const {
     const Phase& p = phases[1][q];
-    const int64_t rows = min64(n[1], p.outputs - at[1]);
-    Window<A> o{P::parts + r * residues[2] * P::count, first, last, P::columns, p.dilation * l.row, p.tap_step * g.kernel[2], w + p.tap * g.kernel[2], bias, g.activation};
-    if (P::folded) return row(o, n[2], x, y + at[2]);
     const Sharing s(g.stride[1], p.dilation);
+    const int64_t rows = min64(n[1], p.outputs - at[1]);
+    slice.step = s.step;
+    slice.taps = p.taps;
+    slice.w += p.tap * g.kernel[2];
+    slice.w_row = p.tap_step * g.kernel[2];
+    slice.x_row = p.dilation * l.row;
+    slice.x_step = s.classes * g.stride[1] * l.row;
+    slice.y_row = residues[1] * s.classes * g.out[2];
     for (int64_t c = 0; c < min64(s.classes, rows); ++c) {
       const int64_t j = at[1] + c, from = j * g.stride[1] + p.from;
-      Rows<E, A> to;
-      to.x = x + (c * g.stride[1] + p.from - l.cut[1].low) * l.row;
-      to.x_step = s.classes * g.stride[1] * l.row;
-      to.low = g.mode == kZeros ? ceil_div(-from, p.dilation) : 0;
-      to.high = g.mode == kZeros ? ceil_div(g.in[1] - from, p.dilation) : INT64_MAX;
-      to.y = y + (q + residues[1] * j) * g.out[2] + residues[2] * at[2];
-      to.y_row = residues[1] * s.classes * g.out[2];
-      to.n = n[2];
-      to.limit = to.y_row == g.out[2] && residues[0] == 1 ? l.whole ? end : to.y + rows * g.out[2] : nullptr;
-      const int64_t count = ceil_div(rows - c, s.classes);
-      if (residues[2] == 1) run<E, A>(o, count, s.step, p.taps, to);
-      else spread(o, count, s.step, p.taps, at[2], to);
-    }
-  }
-  // Rows whose residues are made apart.
-  void spread(Window<A> o, int64_t count, int64_t step, int64_t taps, int64_t at, Rows<E, A>& to) const {
-    const Part* parts = o.parts;
-    for (; count > 0; count -= kRows) {
-      const int64_t rows = min64(count, kRows), n = min64(residues[2] * to.n, g.out[2] - residues[2] * at);
-      for (int64_t r = 0; r < residues[2]; ++r) {
-        const Phase& p = phases[2][r];
-        o.parts = parts + r * P::count;
-        o.columns = P::columns + r * g.kernel[2];
-        run<A, A>(o, rows, step, taps, {to.x, to.x_step, to.low, to.high, woven + r * size, residues[2] * size, max64(min64(to.n, p.outputs - at), 0), line});
+      Job& job = jobs[count++] = slice;
+      job.x += (c * g.stride[1] + p.from - l.cut[1].low) * l.row;
+      job.low = g.mode == kZeros ? ceil_div(-from, p.dilation) : 0;
+      job.high = g.mode == kZeros ? ceil_div(g.in[1] - from, p.dilation) : INT64_MAX;
+      job.y += (q + residues[1] * j) * g.out[2];
+      job.count = ceil_div(rows - c, s.classes);
+      job.run = job.y_row == g.out[2] && residues[0] == 1 ? rows * g.out[2] : 0;
+      if (P::folded) {  // n outputs as rows of a vector, the last of them shorter
+        job.x_row = job.x_step = job.y_row = L;
+        job.w_row = L / g.dilation[2];
+        job.low = 0;
+        job.high = INT64_MAX;
+        job.taps = P::parts[0].rows;
+        job.count = (n[2] + L - 1) / L;
       }
-      for (int64_t i = 0; i < rows; ++i) weave<E, A>(woven + i * residues[2] * size, size, residues[2], n, to.y + i * to.y_row, line);
-      to.x += rows * to.x_step;
-      to.y += rows * to.y_row;
-      to.low -= rows * step;
-      to.high -= rows * step;
+    }
+    return count;
+  }
+
+  void outputs(const Job& j, const int64_t* at, const int64_t* n, const A* w, A bias, E* y, const E* end) const {
+    Window<A> o{j.parts, j.first, j.last, P::columns, j.x_row, j.w_row, w + j.w, bias, g.activation};
+    E* to = y + j.y;
+    const Rows<A> rows{P::tile + j.x, j.x_step, j.low, j.high, (A*)to, j.y_row, n[2], !j.run ? nullptr : (const A*)(l.whole ? end : to + j.run)};
+    if (P::folded) return folded_row(o, j, n[2], rows, to);
+    if constexpr (kStraight) {
+      if (residues[2] == 1) return run<A>(o, j.count, j.step, j.taps, rows);
+    }
+    apart(o, j, at[2], rows, to, !j.run ? nullptr : l.whole ? end : to + j.run);
+  }
+  // Rows whose residues are made apart, and woven.
+  void apart(Window<A>& o, const Job& j, int64_t at, Rows<A> from, E* y, const E* limit) const {
+    for (int64_t count = j.count; count > 0; count -= kRows) {
+      const int64_t rows = min64(count, kRows), n = min64(residues[2] * from.n, g.out[2] - residues[2] * at);
+      for (int64_t r = 0; r < residues[2]; ++r) {
+        o.parts = j.parts + r * P::count;
+        o.columns = P::columns + r * g.kernel[2];
+        run<A>(o, rows, j.step, j.taps,
+               {from.x, from.x_step, from.low, from.high, woven + r * size, residues[2] * size, max64(min64(from.n, phases[2][r].outputs - at), 0), straight_line});
+      }
+      if (residues[2] == 1) narrow_rows<E>(woven, size, n, rows, y, j.y_row, limit);
+      else
+        for (int64_t i = 0; i < rows; ++i) weave<E, A>(woven + i * residues[2] * size, size, residues[2], n, y + i * j.y_row, straight_line);
+      from.x += rows * j.x_step;
+      from.low -= rows * j.step;
+      from.high -= rows * j.step;
+      y += rows * j.y_row;
     }
   }
-  // A single row as rows of a vector, and the outputs that are left.
-  void row(Window<A>& o, int64_t n, const A* x, E* y) const {
-    o.x_row = L;
-    o.w_row = L / g.dilation[2];
-    const int64_t taps = P::parts[0].rows;
-    o.last = 2;
-    run<E, A>(o, n / L, 1, taps, {x, L, 0, INT64_MAX, y, L, L, nullptr});
-    if (n % L) run<E, A>(o, 1, 1, taps, {x + n - L, L, 0, INT64_MAX, y + n - L, L, L, nullptr});
+  void folded_row(const Window<A>& o, const Job& j, int64_t n, Rows<A> rows, E* y) const {
+    if (!kStraight) rows.y = woven;
+    rows.limit = rows.y + n;
+    rows.n = n - (j.count - 1) * L;
+    run<A>(o, j.count, 1, j.taps, rows);
+    if (!kStraight) narrow_rows<E>(woven, 0, n, 1, y, 0, nullptr);
   }
 
   void planes(int64_t count, const E* x, const A* w, const A* bias, E* y) const {
     const int64_t in = g.in[0] * g.in[1] * g.in[2], out = g.out[0] * g.out[1] * g.out[2], taps = g.kernel[0] * g.kernel[1] * g.kernel[2];
     const E *x_end = x + count * in, *y_end = y + count * g.multiplier * out;
+    auto make = [&](int64_t p, int64_t jobs_of, const int64_t* at, const int64_t* n) {
+      for (int64_t m = 0, q = p * g.multiplier; m < g.multiplier; ++m, ++q)
+        for (int64_t i = 0; i < jobs_of; ++i) outputs(jobs[i], at, n, w + q * taps, bias ? bias[q] : A(0), y + q * out, y_end);
+    };
     const Cut *c = l.cut, &a = c[2];
-    zero(P::tile, l.size);
-    for (int64_t p = 0; p < count; ++p, x += in)
+    if (l.whole) {
+      const int64_t at[3] = {0, 0, 0}, n[3] = {c[0].steps, c[1].steps, a.steps}, jobs_of = prepare_tile(at, n);
+      zero(P::tile, l.size);
+      for (int64_t p = 0; p < count; ++p) {
+        fill<E, A>(l, at, n, true, x + p * in, x_end, P::tile, P::straight);
+        make(p, jobs_of, at, n);
+      }
+      return;
+    }
+    for (int64_t p = 0; p < count; ++p)
       for (int64_t i = 0; i < c[0].steps; i += c[0].tile)
         for (int64_t j = 0; j < c[1].steps; j += c[1].tile)
           for (int64_t k = 0; k < a.steps; k += a.tile) {
             // the last tile of a row is a whole one that ends with it
             const int64_t at[3] = {i, j, min64(k, a.steps - a.tile)}, n[3] = {min64(c[0].tile, c[0].steps - i), min64(c[1].tile, c[1].steps - j), a.tile};
-            fill<E, A>(l, at, n, l.whole, x, x_end, P::tile, P::straight);
-            for (int64_t m = 0, q = p * g.multiplier; m < g.multiplier; ++m, ++q) outputs(at, n, w + q * taps, bias ? bias[q] : A(0), y + q * out, y_end);
+            fill<E, A>(l, at, n, false, x + p * in, x_end, P::tile, P::straight);
+            make(p, prepare_tile(at, n), at, n);
           }
   }
 };
@@ -596,9 +760,9 @@ INLINE void touch(const A* gy, int64_t gy_step, const A* x, int64_t x_row, const
   for (int q = 0; q < R; ++q) g[q] = load(gy + q * gy_step);
 #pragma GCC unroll 16
   for (int r = 0; r < STEP * (R - 1) + KH; ++r, x += x_row)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int t = 0; t < KW; ++t) {
-      V v = load(x + columns[t].x);
+      V v = KH > 1 ? held(load(x + columns[t].x)) : load(x + columns[t].x);
       if (PART) v = first<A>(v, n);
 #pragma GCC unroll 4
       for (int m = 0; m < KH; ++m)
@@ -608,7 +772,7 @@ INLINE void touch(const A* gy, int64_t gy_step, const A* x, int64_t x_row, const
 
 // The rows of a tile: of grad_y (zeros beyond n columns) and of the input.
 template <class A> struct Field {
-  int64_t slices, classes, rows, n;
+  int64_t slices, classes, rows, n, rest;  // `rest` columns of one row more
   const A* gy;
   int64_t gy_slice, gy_row;
   const A* x;
@@ -624,14 +788,42 @@ INLINE void correlate_rows(const Field<A>& f, const A* gy, const A* x, const Tap
   if (o < f.n) touch<A, KH, KW, R, STEP, true>(gy + o, gy_step, x + o, f.x_row, columns, f.n - o, acc);
 }
 
+// The sum over lanes of each of T vectors: pairs of vectors become one, of the sums of pairs of lanes, until a lane is a vector's sum.
+template <class A, int T> INLINE void add_lanes(const typename Vec<A>::V* v, A* sums) {
+  typedef typename Vec<A>::V V;
+  constexpr int L = Vec<A>::lanes;
+  decltype(V{} < V{}) evens, odds;
+  for (int i = 0; i < L; ++i) {
+    evens[i] = 2 * i;
+    odds[i] = 2 * i + 1;
+  }
+  A all[(T + L - 1) / L * L];
+#pragma GCC unroll 8
+  for (int from = 0; from < T; from += L) {
+    V s[L];
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) s[i] = from + i < T ? v[from + i] : V{};
+    int left = T - from < L ? T - from : L;
+#pragma GCC unroll 4
+    for (int w = L / 2; w; w /= 2) {
+#pragma GCC unroll 8
+      for (int i = 0; i < w; ++i)
+        if (2 * i < left) s[i] = __builtin_shuffle(s[2 * i], s[2 * i + 1], evens) + __builtin_shuffle(s[2 * i], s[2 * i + 1], odds);
+        else s[i] = V{};
+      left = (left + 1) / 2;
+    }
+    store(all + from, s[0]);
+  }
+  for (int t = 0; t < T; ++t) sums[t] = all[t];
+}
+
 // sums[m][t] of taps m, t over a tile. STEP 0: rows that share nothing.
 template <class A, int KH, int KW, int STEP> void correlate(const Field<A>& f, const A* gy, const A* x, const Tap* columns, A* sums) {
   typedef typename Vec<A>::V V;
-  constexpr int L = Vec<A>::lanes;
   V acc[KH][KW];
 #pragma GCC unroll 4
   for (int m = 0; m < KH; ++m)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int t = 0; t < KW; ++t) acc[m][t] = V{};
   for (int64_t d = 0; d < f.slices; ++d)
     for (int64_t c = 0; c < f.classes; ++c) {
@@ -648,18 +840,11 @@ template <class A, int KH, int KW, int STEP> void correlate(const Field<A>& f, c
       }
       for (; i < f.rows; i += f.classes, of += f.classes * f.gy_row, from += f.classes * f.x_step) correlate_rows<A, KH, KW, 1, 1>(f, of, from, columns, acc);
     }
-  A lanes[KH * KW][L];
-#pragma GCC unroll 16
-  for (int t = 0; t < KH * KW; ++t) store(lanes[t], acc[t / KW][t % KW]);
-#pragma GCC unroll 4
-  for (int h = L / 2; h; h /= 2)
-    for (int t = 0; t < KH * KW; ++t)
-      for (int i = 0; i < h; ++i) lanes[t][i] += lanes[t][i + h];
-  for (int t = 0; t < KH * KW; ++t) sums[t] = lanes[t][0];
+  if (f.rest) touch<A, KH, KW, 1, 1, true>(gy + f.rows * f.gy_row, 0, x + f.rows * f.x_step, f.x_row, columns, f.rest, acc);
+  add_lanes<A, KH * KW>(acc[0], sums);
 }
 
-template <class E> struct GradWeight : Plan<typename Sum<E>::type> {
-  typedef typename Sum<E>::type A;
+template <class A> struct GradWeight : Plan<A> {
   static constexpr int L = Vec<A>::lanes;
   using P = Plan<A>;
   using P::g, P::l, P::rest;
@@ -671,15 +856,9 @@ template <class E> struct GradWeight : Plan<typename Sum<E>::type> {
     gy = rest.template take<A>(l.cut[0].tile * l.cut[1].tile * gy_row);
   }
 
-  void fill_gy(const int64_t* at, const int64_t* n, const E* from, const E* end) const {
+  template <class E> void fill_gy(const int64_t* at, const int64_t* n, const E* from, const E* end) const {
     for (int64_t i = 0; i < n[0]; ++i)
-      for (int64_t j = 0; j < n[1]; ++j) {
-        const E* row = from + ((at[0] + i) * g.out[1] + at[1] + j) * g.out[2] + at[2];
-        A* to = gy + (i * n[1] + j) * gy_row;
-        int64_t o = 0;
-        for (; o + L <= n[2]; o += L) store(to + o, load(row + o));
-        if (o < n[2]) store(to + o, load_first<A>(row + o, n[2] - o, end));
-      }
+      copy_rows(from + ((at[0] + i) * g.out[1] + at[1]) * g.out[2] + at[2], g.out[2], n[2], n[1], end, gy + i * n[1] * gy_row, gy_row);
   }
 
   template <int KH, int KW, int STEP> static void add(const Field<A>& f, const A* x, const Tap* columns, A* gw, int64_t w_row, int64_t made) {
@@ -688,12 +867,13 @@ template <class E> struct GradWeight : Plan<typename Sum<E>::type> {
     for (int m = 0; m < KH; ++m)
       for (int64_t t = made; t < KW; ++t) gw[m * w_row + t] += sums[m * KW + t];
   }
-  // KH kernel rows; the last columns are taken with some before them, which are dropped.
+  // KH kernel rows; one or two last columns are taken with some before them, which are dropped.
   template <int KH, int STEP> static void kernel_rows(const Field<A>& f, const A* x, const Tap* columns, int64_t count, A* gw, int64_t w_row) {
-    const int64_t wide = KH == 1 && count >= 4 ? 4 : 3;
     for (int64_t t = 0; t < count;) {
+      const int64_t left = count - t, wide = KH > 1 || left < 4 ? 3 : left < 7 || VECTOR_BYTES == 16 ? 4 : 7;
       const int64_t at = count < 3 ? t : min64(t, count - wide);
       if (count < 3) add<KH, 1, STEP>(f, x, columns + at, gw + at, w_row, 0);
+      else if (KH == 1 && wide == 7) add<1, 7, 0>(f, x, columns + at, gw + at, w_row, t - at);
       else if (KH == 1 && wide == 4) add<1, 4, 0>(f, x, columns + at, gw + at, w_row, t - at);
       else add<KH, 3, STEP>(f, x, columns + at, gw + at, w_row, t - at);
       t = at + (count < 3 ? 1 : wide);
@@ -713,24 +893,19 @@ template <class E> struct GradWeight : Plan<typename Sum<E>::type> {
   }
   void tile(const int64_t* n, A* gw) const {
     const Sharing s(g.stride[1], g.dilation[1]);
-    Field<A> f{n[0], s.classes, n[1], n[2], gy, n[1] * gy_row, gy_row, P::tile, g.stride[0] * l.slice, g.stride[1] * l.row, g.dilation[1] * l.row};
+    Field<A> f{n[0], s.classes, n[1], n[2], 0, gy, n[1] * gy_row, gy_row, P::tile, g.stride[0] * l.slice, g.stride[1] * l.row, g.dilation[1] * l.row};
     if (P::folded) {
-      const int64_t w_row = L / g.dilation[2], rows = n[2] / L;
       f.n = f.gy_row = f.x_step = f.x_row = L;
-      f.rows = rows;
-      parts<1>(f, w_row, gw);
-      if (n[2] % L == 0) return;
-      f.rows = 1;
-      f.n = n[2] % L;
-      f.gy += rows * L;
-      f.x += rows * L;
-      return parts<1>(f, w_row, gw);
+      f.classes = 1;
+      f.rows = n[2] / L;
+      f.rest = n[2] % L;
+      return parts<1>(f, L / g.dilation[2], gw);
     }
     if (s.step == 1) parts<1>(f, g.kernel[2], gw);
     else if (s.step == 2) parts<2>(f, g.kernel[2], gw);
     else parts<0>(f, g.kernel[2], gw);
   }
-  void plane(const E* x, const E* from, A* gw) const {
+  template <class E> void plane(const E* x, const E* from, A* gw) const {
     const int64_t in = g.in[0] * g.in[1] * g.in[2], out = g.out[0] * g.out[1] * g.out[2], taps = g.kernel[0] * g.kernel[1] * g.kernel[2];
     const Cut* c = l.cut;
     for (int64_t i = 0; i < c[0].steps; i += c[0].tile)
@@ -748,14 +923,14 @@ template <class E> struct GradWeight : Plan<typename Sum<E>::type> {
 
 template <class E> void grad_weight(const DepthwiseGeometry& g, const void* x, const void* grad_y, void* grad_weight, void* scratch) {
   typedef typename Sum<E>::type A;
-  GradWeight<E> w(g, scratch);
+  GradWeight<A> w(g, scratch);
   w.prepare();
   w.plane((const E*)x, (const E*)grad_y, (A*)grad_weight);
 }
 
 template <class E> size_t scratch_bytes(const DepthwiseGeometry& g) {
   const Forward<E> f(g, nullptr);
-  const GradWeight<E> w(g, nullptr);
+  const GradWeight<typename Sum<E>::type> w(g, nullptr);
   return max64(f.rest.at, w.rest.at);
 }
 

@@ -1,6 +1,8 @@
 // Depthwise convolution: checks, layout, threads and registration. The arithmetic is in kernels/depthwise_*.kernel.cpp.
 #include "kernels/depthwise.h"
 
+#include "kernels/sum.h"
+
 #include <algorithm>
 #include <cstring>
 #include <memory>
@@ -16,6 +18,7 @@ namespace omniconv {
   namespace level {                               \
   extern const PlanesTables depthwise_planes;     \
   extern const LastTables depthwise_last;         \
+  extern const SumTables sum;                     \
   }
 OMNICONV_DECLARE(isa_base)
 #if defined(__x86_64__)
@@ -28,14 +31,15 @@ namespace {
 struct Tables {
   const PlanesTables& planes;
   const LastTables& last;
+  const SumTables& sum;
 };
 
 Tables tables() {
 #if defined(__x86_64__)
-  if (isa() == kAvx512) return {isa_avx512::depthwise_planes, isa_avx512::depthwise_last};
-  if (isa() == kAvx2) return {isa_avx2::depthwise_planes, isa_avx2::depthwise_last};
+  if (isa() == kAvx512) return {isa_avx512::depthwise_planes, isa_avx512::depthwise_last, isa_avx512::sum};
+  if (isa() == kAvx2) return {isa_avx2::depthwise_planes, isa_avx2::depthwise_last, isa_avx2::sum};
 #endif
-  return {isa_base::depthwise_planes, isa_base::depthwise_last};
+  return {isa_base::depthwise_planes, isa_base::depthwise_last, isa_base::sum};
 }
 
 [[noreturn]] void fail(const char* op, const std::string& must, const std::string& got) {
@@ -51,15 +55,16 @@ std::string text(const Ints& values) {
 struct Type {
   const PlanesKernels& planes;
   const LastKernels& last;
+  SumKernel add_up;
   size_t element, sum;  // bytes
 };
 
 Type type_of(const char* op, int32_t dtype) {
   const Tables t = tables();
-  if (dtype == aoti_torch_dtype_float32()) return {t.planes.f32, t.last.f32, 4, 4};
-  if (dtype == aoti_torch_dtype_float64()) return {t.planes.f64, t.last.f64, 8, 8};
-  if (dtype == aoti_torch_dtype_bfloat16()) return {t.planes.bf16, t.last.bf16, 2, 4};
-  if (dtype == aoti_torch_dtype_float16()) return {t.planes.f16, t.last.f16, 2, 4};
+  if (dtype == aoti_torch_dtype_float32()) return {t.planes.f32, t.last.f32, t.sum.f32, 4, 4};
+  if (dtype == aoti_torch_dtype_float64()) return {t.planes.f64, t.last.f64, t.sum.f64, 8, 8};
+  if (dtype == aoti_torch_dtype_bfloat16()) return {t.planes.bf16, t.last.bf16, t.sum.bf16, 2, 4};
+  if (dtype == aoti_torch_dtype_float16()) return {t.planes.f16, t.last.f16, t.sum.f16, 2, 4};
   fail(op, "the dtype must be float32, float64, bfloat16 or float16", "code " + std::to_string(dtype));
 }
 
@@ -162,10 +167,24 @@ float widen_half(uint16_t h, bool bf) {
   return f;
 }
 
+// Rows of `from` (rows, columns) become columns of `to`, tile by tile so that both stay in L1.
+template <class To, class From, class Widen> void transpose(const From* from, To* to, int64_t rows, int64_t columns, Widen wide) {
+  constexpr int64_t kSide = 16;
+  for (int64_t r0 = 0; r0 < rows; r0 += kSide)
+    for (int64_t c = 0; c < columns; ++c)
+      for (int64_t r = r0; r < std::min(r0 + kSide, rows); ++r) to[c * rows + r] = wide(from[r * columns + c]);
+}
+
 template <class To, class From, class Widen>
 void deal(const From* from, To* to, int64_t outputs, int64_t taps, bool last, bool reversed, Widen wide) {
+  if (last) {
+    transpose(from, to, outputs, taps, wide);
+    if (reversed)
+      for (int64_t t = 0; t < taps / 2; ++t) std::swap_ranges(to + t * outputs, to + (t + 1) * outputs, to + (taps - 1 - t) * outputs);
+    return;
+  }
   for (int64_t o = 0; o < outputs; ++o)
-    for (int64_t t = 0; t < taps; ++t) to[last ? t * outputs + o : o * taps + t] = wide(from[o * taps + (reversed ? taps - 1 - t : t)]);
+    for (int64_t t = 0; t < taps; ++t) to[o * taps + t] = wide(from[o * taps + (reversed ? taps - 1 - t : t)]);
 }
 
 // Weights (outputs, taps) in the type that sums are kept in, their taps reversed where asked; (taps, outputs) for channels-last.
@@ -272,56 +291,70 @@ Tensor depthwise_grad_input(const Tensor& grad_y, const Tensor& weight, const In
   return grad_x;
 }
 
-// The gradient of a weight (C·M, 1, K…), in the type that sums are kept in.
-Tensor depthwise_grad_weight(const Tensor& grad_y, const Tensor& x, const Ints& kernel, const Ints& stride, const Ints& pads, const Ints& dilation, bool flush) {
+const char* at(const Tensor& t, const Type& type, int64_t elements) { return static_cast<const char*>(t.data()) + elements * int64_t(type.element); }
+
+void gather_planes(const Type& type, const DepthwiseGeometry& g, const Tensor& x, const Tensor& grad_y, bool flush, char* wp, char* bp) {
+  const int64_t samples = x.size(0), channels = x.size(1), in = volume(g.in), out = volume(g.out), taps = volume(g.kernel), M = g.multiplier;
+  const size_t scratch = type.planes.scratch_bytes(g);
+  parallel_for(channels, grain(samples * out * taps * M), [&](int64_t from, int64_t to) {
+    Flush guard(flush);
+    Scratch space(scratch);
+    for (int64_t c = from; c < to; ++c)
+      for (int64_t n = 0; n < samples; ++n) {
+        const char* grads = at(grad_y, type, (n * channels + c) * M * out);
+        type.planes.grad_weight(g, at(x, type, (n * channels + c) * in), grads, wp + c * M * taps * type.sum, space.data());
+        for (int64_t m = 0; bp && m < M; ++m) type.add_up(grads + m * out * type.element, out, bp + (c * M + m) * type.sum);
+      }
+  });
+}
+
+void gather_last(const Type& type, const DepthwiseGeometry& g, const Tensor& x, const Tensor& grad_y, bool flush, char* wp, char* bp) {
+  const int64_t samples = x.size(0), channels = x.size(1), in = volume(g.in), out = volume(g.out), taps = volume(g.kernel);
+  // whole cache lines of channels a thread; the last vector goes over some channels twice, so it is made apart
+  const int64_t line = int64_t(64 / type.element), whole = channels / kLanes * kLanes, rest = channels - whole;
+  const size_t scratch = type.last.scratch_bytes(g), row = size_t(channels) * type.sum;
+  std::vector<char> sums((taps + 1) * row), apart(rest ? sums.size() : 0);  // (taps, C), then the bias
+  auto over = [&](int64_t c0, int64_t c1, std::vector<char>& to) {
+    Flush guard(flush);
+    Scratch space(scratch);
+    for (int64_t n = 0; n < samples; ++n)
+      type.last.grad_weight(g, channels, c0, c1, at(x, type, n * in * channels), at(grad_y, type, n * out * channels), to.data(),
+                            bp ? to.data() + taps * row : nullptr, space.data());
+  };
+  parallel_for((whole + line - 1) / line, grain(samples * out * taps * line),
+               [&](int64_t from, int64_t to) { over(from * line, std::min(to * line, whole), sums); });
+  if (rest) {
+    over(channels - kLanes, channels, apart);
+    for (int64_t t = 0; t <= taps; ++t) std::memcpy(sums.data() + t * row + whole * type.sum, apart.data() + t * row + whole * type.sum, rest * type.sum);
+  }
+  if (type.sum == 8) transpose(reinterpret_cast<const double*>(sums.data()), reinterpret_cast<double*>(wp), taps, channels, [](double v) { return v; });
+  else transpose(reinterpret_cast<const float*>(sums.data()), reinterpret_cast<float*>(wp), taps, channels, [](float v) { return v; });
+  if (bp) std::memcpy(bp, sums.data() + taps * row, row);
+}
+
+// The gradients of a weight (C·M, 1, K…) and of a bias (C·M; none wanted: of size 0), in the type that sums are kept in.
+std::pair<Tensor, Tensor> depthwise_grad_weight(const Tensor& grad_y, const Tensor& x, const Ints& kernel, const Ints& stride, const Ints& pads, const Ints& dilation,
+                                                bool bias, bool flush) {
   const char* op = "depthwise_grad_weight";
   if (x.dim() < 3 || x.dim() > 5 || grad_y.dim() != x.dim() || x.size(1) < 1 || grad_y.size(1) % x.size(1) || grad_y.size(0) != x.size(0) || grad_y.dtype() != x.dtype())
     fail(op, "grad_y must be (N, C·M, Out…) for an input (N, C, In…)", text(grad_y.size()) + " and " + text(x.size()));
   DepthwiseGeometry g = geometry(op, spatial(x), kernel, stride, pads, dilation, kZeros);
   g.multiplier = grad_y.size(1) / x.size(1);
-  const int64_t rank = x.dim() - 2, samples = x.size(0), channels = x.size(1), outputs = grad_y.size(1), taps = volume(g.kernel);
-  if (out_size(g, rank) != spatial(grad_y)) fail(op, "grad_y must have the size of the output " + text(out_size(g, rank)), text(grad_y.size()));
+  if (out_size(g, x.dim() - 2) != spatial(grad_y)) fail(op, "grad_y must have the size of the output " + text(out_size(g, x.dim() - 2)), text(grad_y.size()));
   const bool first = dense(x, false) && dense(grad_y, false), last = !first && dense(x, true) && dense(grad_y, true);
   if (!first && !last) fail(op, "the input and grad_y must both be contiguous or both channels-last", "strides " + text(x.stride()) + " and " + text(grad_y.stride()));
-  if (last && (g.multiplier != 1 || channels < kLanes)) fail(op, "a channels-last input must have multiplier 1 and at least 16 channels", text(x.size()));
+  if (last && (g.multiplier != 1 || x.size(1) < kLanes)) fail(op, "a channels-last input must have multiplier 1 and at least 16 channels", text(x.size()));
   const Type type = type_of(op, x.dtype());
+  const int64_t outputs = grad_y.size(1), taps = volume(g.kernel);
+  const int32_t kept = type.sum == 8 ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32();
   Ints size = kernel;
   size.insert(size.begin(), {outputs, 1});
-  const int64_t in = volume(g.in), out = volume(g.out);
-  const int32_t kept = type.sum == 8 ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32();
-  const char *xp = static_cast<const char*>(x.data()), *gp = static_cast<const char*>(grad_y.data());
-  Tensor grad_weight = Tensor::empty(size, strides(size, false), kept);
-  char* wp = static_cast<char*>(grad_weight.data());
+  std::pair<Tensor, Tensor> grads{Tensor::empty(size, strides(size, false), kept), Tensor::empty({bias ? outputs : 0}, {1}, kept)};
+  char *wp = static_cast<char*>(grads.first.data()), *bp = bias ? static_cast<char*>(grads.second.data()) : nullptr;
   std::memset(wp, 0, size_t(outputs) * taps * type.sum);
-  if (!x.numel()) return grad_weight;
-  auto at = [&](int64_t n, int64_t c, int64_t per_channel, const char* p) { return p + (n * channels + c) * per_channel * type.element; };
-  if (last) {
-    // whole cache lines of channels a thread; the last vector goes over some channels twice, so it is made apart
-    const int64_t line = int64_t(64 / type.element), whole = channels / kLanes * kLanes, rest = channels - whole;
-    const size_t scratch = type.last.scratch_bytes(g);
-    std::vector<char> sums(size_t(channels) * taps * type.sum), apart(rest ? sums.size() : 0);
-    auto over = [&](int64_t c0, int64_t c1, std::vector<char>& to) {
-      Flush guard(flush);
-      Scratch space(scratch);
-      for (int64_t n = 0; n < samples; ++n) type.last.grad_weight(g, channels, c0, c1, at(n, 0, in, xp), at(n, 0, out, gp), to.data(), space.data());
-    };
-    parallel_for((whole + line - 1) / line, grain(samples * out * taps * line),
-                 [&](int64_t from, int64_t to) { over(from * line, std::min(to * line, whole), sums); });
-    if (rest) over(channels - kLanes, channels, apart);
-    for (int64_t c = 0; c < channels; ++c)
-      for (int64_t t = 0; t < taps; ++t)
-        std::memcpy(wp + (c * taps + t) * type.sum, (c < whole ? sums : apart).data() + (t * channels + c) * type.sum, type.sum);
-    return grad_weight;
-  }
-  const size_t scratch = type.planes.scratch_bytes(g);
-  parallel_for(channels, grain(samples * out * taps * g.multiplier), [&](int64_t from, int64_t to) {
-    Flush guard(flush);
-    Scratch space(scratch);
-    for (int64_t c = from; c < to; ++c)
-      for (int64_t n = 0; n < samples; ++n)
-        type.planes.grad_weight(g, at(n, c, in, xp), at(n, c, g.multiplier * out, gp), wp + c * g.multiplier * taps * type.sum, space.data());
-  });
-  return grad_weight;
+  if (bias) std::memset(bp, 0, size_t(outputs) * type.sum);
+  if (x.numel()) (last ? gather_last : gather_planes)(type, g, x, grad_y, flush, wp, bp);
+  return grads;
 }
 
 const Register registered[] = {
@@ -329,7 +362,7 @@ const Register registered[] = {
      "depthwise", &Boxed<depthwise>::call},
     {"depthwise_grad_input(Tensor grad_y, Tensor weight, SymInt[] size, int[] stride, SymInt[] pads, int[] dilation, bool flush) -> Tensor",
      "depthwise_grad_input", &Boxed<depthwise_grad_input>::call},
-    {"depthwise_grad_weight(Tensor grad_y, Tensor x, SymInt[] kernel, int[] stride, SymInt[] pads, int[] dilation, bool flush) -> Tensor",
+    {"depthwise_grad_weight(Tensor grad_y, Tensor x, SymInt[] kernel, int[] stride, SymInt[] pads, int[] dilation, bool bias, bool flush) -> (Tensor, Tensor)",
      "depthwise_grad_weight", &Boxed<depthwise_grad_weight>::call},
 };
 

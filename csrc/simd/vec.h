@@ -42,18 +42,39 @@ constexpr int FL = Vec<float>::lanes;
 // x − 0 is a broadcast; 0 + x is an addition, since −0 + 0 is +0.
 template <class A> INLINE typename Vec<A>::V broadcast(A x) { return x - typename Vec<A>::V{}; }
 
+// The same vector, in a register: the compiler otherwise folds one load into every operation that uses it, and loads become the limit
+// (3x3 channels-last, AVX-512: 175 GFLOP/s with the loads folded, 240 without).
+template <class V> INLINE V held(V v) {
+#if defined(__AVX512F__)
+  __asm__("" : "+v"(v));
+#elif defined(__SSE__)
+  __asm__("" : "+x"(v));
+#elif defined(__aarch64__)
+  __asm__("" : "+w"(v));
+#endif
+  return v;
+}
+
 INLINE VF load(const float* p) { return *(const Vec<float>::U*)p; }
 INLINE Vec<double>::V load(const double* p) { return *(const Vec<double>::U*)p; }
-INLINE VF load(const bf16* p) { return (VF)(__builtin_convertvector((VH)*(const UH*)p, VI) << 16); }
+// Between 16 and 32 bits by intrinsics where there are any: GCC 12 makes twice as many instructions of __builtin_convertvector.
+#if defined(__AVX512F__) && VECTOR_BYTES == 64
+INLINE VI widen(const void* p) { return (VI)_mm512_maskz_cvtepu16_epi32(0xffff, _mm256_loadu_si256((const __m256i*)p)); }
+INLINE VH narrow(VI v) { return (VH)_mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)v); }
+#elif defined(__AVX2__) && VECTOR_BYTES == 32
+INLINE VI widen(const void* p) { return (VI)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)); }
+INLINE VH narrow(VI v) { return (VH)_mm_packus_epi32(_mm256_castsi256_si128((__m256i)v), _mm256_extracti128_si256((__m256i)v, 1)); }
+#else
+INLINE VI widen(const void* p) { return __builtin_convertvector((VH)*(const UH*)p, VI); }
+INLINE VH narrow(VI v) { return __builtin_convertvector(v, VH); }
+#endif
+INLINE VF load(const bf16* p) { return (VF)(widen(p) << 16); }
 INLINE void store(float* p, VF v) { *(Vec<float>::U*)p = v; }
 INLINE void store(double* p, Vec<double>::V v) { *(Vec<double>::U*)p = v; }
 // To nearest even; a NaN stays one.
 INLINE void store(bf16* p, VF v) {
-  VI u = (VI)v;
-  VI rounded = u + 0x7fff + ((u >> 16) & 1);
-  VI nan = (u >> 16) | 0x40;
-  VI r = (v == v) ? (rounded >> 16) : nan;
-  *(UH*)p = __builtin_convertvector(r, VH);
+  const VI u = (VI)v, rounded = u + 0x7fff + ((u >> 16) & 1);
+  *(UH*)p = narrow(((v == v) ? rounded : (u | 0x400000)) >> 16);
 }
 #if defined(__F16C__) && VECTOR_BYTES == 64
 INLINE VF load(const f16* p) { return (VF)_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256((const __m256i*)p)); }

@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 
 from omniconv import _native, settings
 from omniconv.geometry import PADDING_MODES, Grid
-from omniconv.layout import arrange, is_channels_last
+from omniconv.layout import arrange, is_channels_last, is_channels_last_quickly
 from omniconv.techniques._activation import activate
 from omniconv.techniques._grid import convolve
 from omniconv.techniques._operator import accumulated_in, deliver
@@ -79,28 +79,21 @@ def staged_depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, windows: Gr
 
 def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, windows: Grid, activation: str | None) -> Tensor:
     """activation(x (N, C, …) ∗ weight (C·M, 1, K…) + bias), checked and not refused, in the memory format of the rule."""
-    last = is_channels_last(x)
-    x = _dense(x, last and x.shape[1] >= _LANES and weight.shape[0] == x.shape[1])
+    last = is_channels_last_quickly(x)
+    relaid = last and (x.shape[1] < _LANES or weight.shape[0] != x.shape[1])
+    if relaid or not last:
+        x = x.contiguous()
     weight = weight.contiguous()
     bias = None if bias is None else bias.contiguous()
-    window = (windows.stride, tuple(p for pair in windows.pads for p in pair), windows.dilation)
+    stride, pads, dilation = windows.stride, sum(windows.pads, ()), windows.dilation
     flush = not settings.is_precise()
     if _wants_gradient(x, weight, bias):
-        y = activate(_Depthwise.apply(x, weight, bias, window, flush), activation)
+        y = activate(_Depthwise.apply(x, weight, bias, (stride, pads, dilation), flush), activation)
     else:
         fused = activation if x.dtype != torch.float64 or activation not in _CURVED else None
-        y = _forward(x, weight, bias, *window, PADDING_MODES.index(windows.mode), _FUSED[fused], flush)
-        y = y if fused == activation else activate(y, activation)
-    return arrange(y, last) if last else y
-
-
-def _dense(x: Tensor, last: bool) -> Tensor:
-    """The same numbers densely in memory, with the channels fastest or slowest."""
-    return arrange(x, channels_last=last)
-
-
-def _forward(*arguments: Any) -> Tensor:
-    return torch.ops.omniconv.depthwise.default(*arguments)
+        y = _FORWARD(x, weight, bias, stride, pads, dilation, PADDING_MODES.index(windows.mode), _FUSED[fused], flush)
+        y = y if fused is activation else activate(y, activation)
+    return arrange(y, channels_last=True) if relaid else y
 
 
 class _Depthwise(torch.autograd.Function):
@@ -110,32 +103,27 @@ class _Depthwise(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, windows: Windows, flush: bool) -> Tensor:
         ctx.save_for_backward(x, weight, bias)
         ctx.windows, ctx.flush = windows, flush
-        return _forward(x, weight, bias, *windows, 0, 0, flush)
+        return _FORWARD(x, weight, bias, *windows, 0, 0, flush)
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> Any:
         x, weight, bias = ctx.saved_tensors
         if torch.is_grad_enabled():  # the gradient of this gradient is wanted
             return *_differentiable(x, weight, bias, ctx.windows, grad_y, ctx.needs_input_grad[:3]), None, None
-        stride, pads, dilation = ctx.windows
-        last = is_channels_last(x)
-        grad_y = _dense(grad_y, last)
-        grad_x = grad_weight = grad_bias = None
-        if ctx.needs_input_grad[0]:
-            grad_x = _grad_input(grad_y, weight, x, ctx.windows, ctx.flush)
-        if ctx.needs_input_grad[1]:
-            kernel = weight.shape[2:]
-            grad_weight = torch.ops.omniconv.depthwise_grad_weight.default(grad_y, x, kernel, stride, pads, dilation, ctx.flush)
-            grad_weight = grad_weight.to(weight.dtype)
-        if ctx.needs_input_grad[2]:
-            grad_bias = grad_y.sum((0, *range(2, x.dim())))
-        return grad_x, grad_weight, grad_bias, None, None
+        grad_y = arrange(grad_y, is_channels_last(x))
+        of_x, of_weight, of_bias = ctx.needs_input_grad[:3]
+        grad_x = _grad_input(grad_y, weight, x, ctx.windows, ctx.flush) if of_x else None
+        grad_weight = grad_bias = None
+        if of_weight or of_bias:
+            grad_weight, grad_bias = _GRAD_WEIGHT(grad_y, x, weight.shape[2:], *ctx.windows, of_bias, ctx.flush)
+            grad_weight, grad_bias = grad_weight.to(weight.dtype), grad_bias.to(weight.dtype)
+        return grad_x, grad_weight if of_weight else None, grad_bias if of_bias else None, None, None
 
 
 def _grad_input(grad_y: Tensor, weight: Tensor, x: Tensor, windows: Windows, flush: bool) -> Tensor:
     """The gradient of ``x``; the raw op knows one output per channel."""
     stride, pads, dilation = windows
-    op, size, multiplier = torch.ops.omniconv.depthwise_grad_input.default, x.shape[2:], weight.shape[0] // x.shape[1]
+    op, size, multiplier = _GRAD_INPUT, x.shape[2:], weight.shape[0] // x.shape[1]
     if multiplier == 1:
         return op(grad_y, weight, size, stride, pads, dilation, flush)
     if len(size) == 3:
@@ -181,12 +169,18 @@ def _fake_grad_input(grad_y: Tensor, weight: Tensor, size: Any, stride: Any, pad
     return _fake(grad_y, grad_y.shape[1], size)
 
 
-def _fake_grad_weight(grad_y: Tensor, x: Tensor, kernel: Any, stride: Any, pads: Any, dilation: Any, flush: bool) -> Tensor:
-    kept = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return x.new_empty((grad_y.shape[1], 1, *kernel), dtype=kept)
+def _fake_grad_weight(
+    grad_y: Tensor, x: Tensor, kernel: Any, stride: Any, pads: Any, dilation: Any, bias: bool, flush: bool
+) -> tuple[Tensor, Tensor]:
+    kept, outputs = torch.float64 if x.dtype == torch.float64 else torch.float32, grad_y.shape[1]
+    return x.new_empty((outputs, 1, *kernel), dtype=kept), x.new_empty((outputs if bias else 0,), dtype=kept)
 
 
 if _native.AVAILABLE:
     torch.library.register_fake("omniconv::depthwise", _fake_forward)
     torch.library.register_fake("omniconv::depthwise_grad_input", _fake_grad_input)
     torch.library.register_fake("omniconv::depthwise_grad_weight", _fake_grad_weight)
+    # bound once: to look an op up costs a microsecond
+    _FORWARD = torch.ops.omniconv.depthwise.default
+    _GRAD_INPUT = torch.ops.omniconv.depthwise_grad_input.default
+    _GRAD_WEIGHT = torch.ops.omniconv.depthwise_grad_weight.default

@@ -1,6 +1,7 @@
 """Shared by the techniques whose windows lie on a grid: the composite path, the layer, and what a Problem means to them."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -15,6 +16,38 @@ from omniconv.techniques._operator import fail
 from omniconv.techniques._technique import Operand, Peer, Stage
 
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+def windows_of(
+    op: str,
+    size: Sequence[int],
+    kernel: Sequence[int],
+    stride: int | Sequence[int],
+    padding: Padding,
+    dilation: int | Sequence[int],
+    mode: str,
+) -> Grid:
+    """:func:`omniconv.geometry.grid`, remembered: the answer is a matter of these integers alone, and is asked at every call."""
+    if torch.compiler.is_compiling() or not (_is_plain(stride) and _is_plain(padding) and _is_plain(dilation)):
+        return grid(op, size, kernel, stride, padding, dilation, mode)
+    try:
+        return _remembered(op, size, kernel, stride, padding, dilation, mode)
+    except TypeError:  # a symbolic size has no hash
+        return grid(op, size, kernel, stride, padding, dilation, mode)
+
+
+_remembered = lru_cache(maxsize=4096)(grid)
+
+
+def _is_plain(value: Any) -> bool:
+    """Ints, names and pairs of them, told from what is equal to them but not allowed, such as True and 1.0."""
+    kind = type(value)
+    if kind is tuple:
+        for part in value:
+            if type(part) is not int and not (type(part) is tuple and _is_plain(part)):
+                return False
+        return True
+    return kind is int or kind is str
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, windows: Grid, groups: int = 1) -> Tensor:

@@ -27,6 +27,7 @@ from omniconv.techniques._grid import (
     grid_stage,
     torch_convolution,
     window_arguments,
+    windows_of,
 )
 from omniconv.techniques._operator import check_bias, check_weight, per_rank, receive
 from omniconv.techniques._technique import Operand, Stage, Technique
@@ -92,7 +93,7 @@ def depthwise_conv(
     check_weight(op, x, weight, groups=max(x.shape[1], 1))
     check_bias(op, bias, weight.shape[0])
     check_activation(op, activation)
-    windows = grid(op, x.shape[2:], weight.shape[2:], stride, padding, dilation, padding_mode)
+    windows = windows_of(op, x.shape[2:], weight.shape[2:], stride, padding, dilation, padding_mode)
     return deliver_depthwise(input, rank, x, weight, bias, windows, activation)
 
 

@@ -29,6 +29,7 @@ from omniconv.techniques._grid import (
     grid_stage,
     torch_convolution,
     window_arguments,
+    windows_of,
 )
 from omniconv.techniques._operator import check_bias, check_weight, deliver, fail, per_rank, receive
 from omniconv.techniques._technique import Operand, Stage, Technique
@@ -104,7 +105,7 @@ def conv(
     check_activation(op, activation)
     if activation is not None and not x.is_floating_point():
         fail(op, f"activation must be None for an input of {x.dtype}", repr(activation))
-    windows = grid(op, x.shape[2:], weight.shape[2:], stride, padding, dilation, padding_mode)
+    windows = windows_of(op, x.shape[2:], weight.shape[2:], stride, padding, dilation, padding_mode)
     if groups == x.shape[1] > 1 and x.is_floating_point():
         return deliver_depthwise(input, rank, x, weight, bias, windows, activation)
     return deliver(input, rank, convolve, (x, weight, bias), windows, groups, activation=activation)
