@@ -251,9 +251,9 @@ def test_opcheck(memory_format, dtype):
     x = torch.randn(2, 20, 9, 8, dtype=dtype).to(memory_format=memory_format)
     w, b = torch.randn(20, 1, 3, 3, dtype=dtype), torch.randn(20, dtype=dtype)
     windows = ([2, 1], [1, 0, 2, 1], [1, 2])
-    g = OPS.depthwise(x, w, b, *windows, 0, 0, True)
-    torch.library.opcheck(OPS.depthwise.default, (x, w, b, *windows, 0, 0, True))
-    torch.library.opcheck(OPS.depthwise.default, (x, w, None, *windows, 0, 1, True))
+    g = OPS.depthwise(x, w, b, *windows, 0, 0, False, True)
+    torch.library.opcheck(OPS.depthwise.default, (x, w, b, *windows, 0, 0, False, True))
+    torch.library.opcheck(OPS.depthwise.default, (x, w, None, *windows, 0, 1, False, True))
     torch.library.opcheck(OPS.depthwise_grad_input.default, (g, w, [9, 8], *windows, True))
     torch.library.opcheck(OPS.depthwise_grad_weight.default, (g, x, [3, 3], *windows, True, True))
 
@@ -274,7 +274,7 @@ WRONG = {
 def test_the_raw_op_refuses_by_name(must):
     x, w = WRONG[must]
     with pytest.raises(RuntimeError, match=re.escape(f"depthwise: {must}")):
-        OPS.depthwise(x, w, None, [1], [0, 0], [1], 0, 0, True)
+        OPS.depthwise(x, w, None, [1], [0, 0], [1], 0, 0, False, True)
 
 
 @pytest.mark.parametrize(
@@ -291,7 +291,7 @@ def test_the_raw_op_refuses_by_name(must):
 )
 def test_the_raw_op_refuses_windows(windows):
     with pytest.raises(RuntimeError, match="depthwise: "):
-        OPS.depthwise(torch.randn(1, 4, 9), torch.randn(4, 1, 3), None, *windows, 0, 0, True)
+        OPS.depthwise(torch.randn(1, 4, 9), torch.randn(4, 1, 3), None, *windows, 0, 0, False, True)
 
 
 def resident() -> int:
@@ -307,11 +307,11 @@ def test_nothing_leaks():
 
     def calls(count):
         for _ in range(count):
-            OPS.depthwise(x, w, b, [1], [0, 0], [1], 0, 0, True)
+            OPS.depthwise(x, w, b, [1], [0, 0], [1], 0, 0, False, True)
             OPS.depthwise_grad_input(g, w, [5], [1], [0, 0], [1], True)
             OPS.depthwise_grad_weight(g, x, [3], [1], [0, 0], [1], True, True)
             with pytest.raises(RuntimeError):
-                OPS.depthwise(x, w, b, [1], [0], [1], 0, 0, True)
+                OPS.depthwise(x, w, b, [1], [0], [1], 0, 0, False, True)
 
     calls(2000)
     before = resident()

@@ -20,6 +20,7 @@ enum Mode : int64_t { kZeros, kReflect, kReplicate, kCircular };
 struct DepthwiseGeometry {
   int64_t in[3], out[3], kernel[3], stride[3], dilation[3], before[3], spread[3];
   int64_t multiplier;  // outputs per input channel
+  bool ordered;        // every sum takes its taps in order, whatever the sizes: for sequences that come in chunks
   Mode mode;
   Activation activation;
 };

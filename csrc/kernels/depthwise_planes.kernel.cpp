@@ -96,7 +96,7 @@ template <class A> struct Layout {
 // for that copy's stores (6 ns of the 100 that the gradient of a 7x7 plane takes).
 INLINE DepthwiseGeometry flat(const DepthwiseGeometry& g) {
   const bool one_row = g.in[1] == 1 && g.out[1] == 1 && g.kernel[1] == 1 && !g.before[1];
-  DepthwiseGeometry to;
+  DepthwiseGeometry to = g;
   for (int i = 0; i < 3; ++i) {
     const int from = one_row && i < 2 ? 1 - i : i;
     to.in[i] = g.in[from];
@@ -107,9 +107,6 @@ INLINE DepthwiseGeometry flat(const DepthwiseGeometry& g) {
     to.before[i] = g.before[from];
     to.spread[i] = g.spread[from];
   }
-  to.multiplier = g.multiplier;
-  to.mode = g.mode;
-  to.activation = g.activation;
   return to;
 }
 
@@ -351,7 +348,7 @@ template <class A> struct Plan {
     // 16 lanes, quartered at 8.
     const int64_t d = g.dilation[2], k = g.kernel[2];
     // (The weight's gradient needs eight lanes for it: with four, 3 of 31 taps are left over in each row.)
-    folded = (by_residue || L >= 8) && g.spread[0] * g.spread[1] * g.out[0] * g.out[1] * g.kernel[0] * g.kernel[1] == 1 && g.stride[2] == 1 && g.spread[2] == 1 && L % d == 0 && k > L / d && l.cut[2].tile >= L;
+    folded = !g.ordered && (by_residue || L >= 8) && g.spread[0] * g.spread[1] * g.out[0] * g.out[1] * g.kernel[0] * g.kernel[1] == 1 && g.stride[2] == 1 && g.spread[2] == 1 && L % d == 0 && k > L / d && l.cut[2].tile >= L;
     columns = rest.take<Tap>(residues[2] * k);
     count = folded ? 2 : g.kernel[0];
     parts = rest.take<Part>(residues[0] * residues[2] * count);

@@ -3,13 +3,11 @@
 
 #include "kernels/sum.h"
 
-#include <algorithm>
-#include <cstring>
 #include <memory>
-#include <string>
 
 #include "ops/isa.h"
 #include "ops/library.h"
+#include "ops/operand.h"
 #include "ops/thread.h"
 
 namespace omniconv {
@@ -42,16 +40,6 @@ Tables tables() {
   return {isa_base::depthwise_planes, isa_base::depthwise_last, isa_base::sum};
 }
 
-[[noreturn]] void fail(const char* op, const std::string& must, const std::string& got) {
-  throw std::runtime_error(std::string(op) + ": " + must + ", got " + got);
-}
-
-std::string text(const Ints& values) {
-  std::string s = "(";
-  for (size_t i = 0; i < values.size(); ++i) s += (i ? ", " : "") + std::to_string(values[i]);
-  return s + ")";
-}
-
 struct Type {
   const PlanesKernels& planes;
   const LastKernels& last;
@@ -66,32 +54,6 @@ Type type_of(const char* op, int32_t dtype) {
   if (dtype == aoti_torch_dtype_bfloat16()) return {t.planes.bf16, t.last.bf16, t.sum.bf16, 2, 4};
   if (dtype == aoti_torch_dtype_float16()) return {t.planes.f16, t.last.f16, t.sum.f16, 2, 4};
   fail(op, "the dtype must be float32, float64, bfloat16 or float16", "code " + std::to_string(dtype));
-}
-
-// How a tensor lies in memory: axes of size 1 do not count.
-bool dense(const Tensor& x, bool last) {
-  int64_t expected = 1;
-  const int64_t dim = x.dim();
-  for (int64_t i = 0; i < dim; ++i) {
-    // fastest axis first: W H D C N, or C W H D N
-    const int64_t axis = !last ? dim - 1 - i : i == 0 ? 1 : i == dim - 1 ? 0 : dim - i;
-    if (x.size(axis) == 1) continue;
-    if (x.stride()[axis] != expected) return false;
-    expected *= x.size(axis);
-  }
-  return true;
-}
-
-Ints strides(const Ints& size, bool last) {
-  const int64_t dim = int64_t(size.size());
-  Ints stride(dim);
-  int64_t step = 1;
-  for (int64_t i = 0; i < dim; ++i) {
-    const int64_t axis = !last ? dim - 1 - i : i == 0 ? 1 : i == dim - 1 ? 0 : dim - i;
-    stride[axis] = step;
-    step *= std::max<int64_t>(size[axis], 1);
-  }
-  return stride;
 }
 
 // The three axes of the kernels: (outer, row, column) is (1, 1, T), (H, 1, W) or (D, H, W).
@@ -109,6 +71,7 @@ DepthwiseGeometry geometry(const char* op, const Ints& in, const Ints& kernel, c
     g.before[i] = 0;
   }
   g.multiplier = 1;
+  g.ordered = false;
   g.mode = Mode(mode);
   g.activation = kNone;
   constexpr int64_t kMost = int64_t(1) << 31;
@@ -146,60 +109,9 @@ void check_shapes(const char* op, const Tensor& x, const Tensor& weight) {
   if (x.dim() < 3 || x.dim() > 5) fail(op, "the input must have 3 to 5 axes", text(x.size()));
   if (weight.dim() != x.dim() || weight.size(1) != 1) fail(op, "weight must be (C·M, 1, K…)", text(weight.size()));
   if (x.size(1) < 1 || weight.size(0) < 1 || weight.size(0) % x.size(1)) fail(op, "weight must have a multiple of the input's channels", text(weight.size()));
-  if (weight.dtype() != x.dtype()) fail(op, "weight must have the input's dtype", std::to_string(weight.dtype()));
+  if (weight.dtype() != x.dtype() && weight.dtype() != kept_in(x.dtype())) fail(op, "weight must have the input's dtype, or that of its sums", std::to_string(weight.dtype()));
   if (!dense(weight, false)) fail(op, "weight must be contiguous", "strides " + text(weight.stride()));
 }
-
-float widen_half(uint16_t h, bool bf) {
-  uint32_t u;
-  if (bf) {
-    u = uint32_t(h) << 16;
-  } else {
-    const uint32_t sign = uint32_t(h & 0x8000) << 16, exponent = (h >> 10) & 31, mantissa = h & 0x3ff;
-    if (exponent == 0) {
-      const float f = float(mantissa) * 5.9604644775390625e-08f;  // 2^-24
-      return sign ? -f : f;
-    }
-    u = sign | (exponent == 31 ? 0x7f800000u : (exponent + 112) << 23) | mantissa << 13;
-  }
-  float f;
-  std::memcpy(&f, &u, 4);
-  return f;
-}
-
-// Rows of `from` (rows, columns) become columns of `to`, tile by tile so that both stay in L1.
-template <class To, class From, class Widen> void transpose(const From* from, To* to, int64_t rows, int64_t columns, Widen wide) {
-  constexpr int64_t kSide = 16;
-  for (int64_t r0 = 0; r0 < rows; r0 += kSide)
-    for (int64_t c = 0; c < columns; ++c)
-      for (int64_t r = r0; r < std::min(r0 + kSide, rows); ++r) to[c * rows + r] = wide(from[r * columns + c]);
-}
-
-template <class To, class From, class Widen>
-void deal(const From* from, To* to, int64_t outputs, int64_t taps, bool last, bool reversed, Widen wide) {
-  if (last) {
-    transpose(from, to, outputs, taps, wide);
-    if (reversed)
-      for (int64_t t = 0; t < taps / 2; ++t) std::swap_ranges(to + t * outputs, to + (t + 1) * outputs, to + (taps - 1 - t) * outputs);
-    return;
-  }
-  for (int64_t o = 0; o < outputs; ++o)
-    for (int64_t t = 0; t < taps; ++t) to[o * taps + t] = wide(from[o * taps + (reversed ? taps - 1 - t : t)]);
-}
-
-// Weights (outputs, taps) in the type that sums are kept in, their taps reversed where asked; (taps, outputs) for channels-last.
-void deal(const Tensor& t, const Type& type, void* out, int64_t outputs, int64_t taps, bool last, bool reversed) {
-  const void* p = t.data();
-  if (type.sum == 8) return deal(static_cast<const double*>(p), static_cast<double*>(out), outputs, taps, last, reversed, [](double x) { return x; });
-  float* to = static_cast<float*>(out);
-  if (type.element == 4) return deal(static_cast<const float*>(p), to, outputs, taps, last, reversed, [](float x) { return x; });
-  const uint16_t* half = static_cast<const uint16_t*>(p);
-  if (t.dtype() == aoti_torch_dtype_bfloat16()) deal(half, to, outputs, taps, last, reversed, [](uint16_t x) { return widen_half(x, true); });
-  else deal(half, to, outputs, taps, last, reversed, [](uint16_t x) { return widen_half(x, false); });
-}
-
-// How many units of `work` multiply-adds make a chunk worth a thread: about ten microseconds.
-int64_t grain(int64_t work) { return std::max<int64_t>(1, 200000 / std::max<int64_t>(work, 1)); }
 
 constexpr int64_t kLanes = 16;  // of the widest level: fewer channels than a vector go the contiguous way
 
@@ -208,12 +120,12 @@ void convolve(const char* op, const DepthwiseGeometry& g, const Tensor& x, const
   const Type type = type_of(op, x.dtype());
   const int64_t samples = x.size(0), channels = x.size(1), outputs = weight.size(0), taps = volume(g.kernel);
   const int64_t in = volume(g.in), out = volume(g.out), work = taps * out * g.multiplier;
-  const bool as_they_are = !last && !reversed && type.element == type.sum;
+  const bool as_they_are = !last && !reversed && weight.dtype() == kept_in(x.dtype());
   std::unique_ptr<char[]> dealt(new char[size_t(outputs) * ((as_they_are ? 0 : taps) + 1) * type.sum]);
   const char* w = as_they_are ? static_cast<const char*>(weight.data()) : dealt.get();
   char* b = dealt.get() + (as_they_are ? 0 : size_t(outputs) * taps * type.sum);
-  if (!as_they_are) deal(weight, type, dealt.get(), outputs, taps, last, reversed);
-  if (bias) deal(bias, type, b, outputs, 1, false, false);
+  if (!as_they_are) deal(weight, dealt.get(), outputs, taps, last, reversed);
+  if (bias) deal(bias, b, outputs, 1, false, false);
   else b = nullptr;
   const char* xp = static_cast<const char*>(x.data());
   char* yp = static_cast<char*>(y.data());
@@ -244,17 +156,18 @@ void convolve(const char* op, const DepthwiseGeometry& g, const Tensor& x, const
   });
 }
 
-Tensor depthwise(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const Ints& stride, const Ints& pads, const Ints& dilation, int64_t mode, int64_t activation, bool flush) {
+Tensor depthwise(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const Ints& stride, const Ints& pads, const Ints& dilation, int64_t mode, int64_t activation, bool ordered, bool flush) {
   const char* op = "depthwise";
   check_shapes(op, x, weight);
-  if (bias && (bias.dim() != 1 || bias.size(0) != weight.size(0) || bias.dtype() != x.dtype() || !dense(bias, false)))
-    fail(op, "bias must be (C·M,) of the input's dtype", text(bias.size()));
+  if (bias && (bias.dim() != 1 || bias.size(0) != weight.size(0) || (bias.dtype() != x.dtype() && bias.dtype() != kept_in(x.dtype())) || !dense(bias, false)))
+    fail(op, "bias must be (C·M,) of the input's dtype, or that of its sums", text(bias.size()));
   const bool curved = activation == kSilu || activation == kGelu || activation == kSigmoid;
   if (activation < kNone || activation > kSigmoid || (curved && x.dtype() == aoti_torch_dtype_float64()))
     fail(op, "the activation must be one that is fused", std::to_string(activation));
   DepthwiseGeometry g = geometry(op, spatial(x), spatial(weight), stride, pads, dilation, mode);
   g.multiplier = weight.size(0) / x.size(1);
   g.activation = Activation(activation);
+  g.ordered = ordered;
   const bool first = dense(x, false), last = !first && dense(x, true);
   if (!first && !last) fail(op, "the input must be contiguous or channels-last", "strides " + text(x.stride()));
   if (last && (g.multiplier != 1 || x.size(1) < kLanes)) fail(op, "a channels-last input must have multiplier 1 and at least 16 channels", text(x.size()));
@@ -346,7 +259,7 @@ std::pair<Tensor, Tensor> depthwise_grad_weight(const Tensor& grad_y, const Tens
   if (last && (g.multiplier != 1 || x.size(1) < kLanes)) fail(op, "a channels-last input must have multiplier 1 and at least 16 channels", text(x.size()));
   const Type type = type_of(op, x.dtype());
   const int64_t outputs = grad_y.size(1), taps = volume(g.kernel);
-  const int32_t kept = type.sum == 8 ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32();
+  const int32_t kept = kept_in(x.dtype());
   Ints size = kernel;
   size.insert(size.begin(), {outputs, 1});
   std::pair<Tensor, Tensor> grads{Tensor::empty(size, strides(size, false), kept), Tensor::empty({bias ? outputs : 0}, {1}, kept)};
@@ -358,7 +271,7 @@ std::pair<Tensor, Tensor> depthwise_grad_weight(const Tensor& grad_y, const Tens
 }
 
 const Register registered[] = {
-    {"depthwise(Tensor x, Tensor weight, Tensor? bias, int[] stride, SymInt[] pads, int[] dilation, int mode, int activation, bool flush) -> Tensor",
+    {"depthwise(Tensor x, Tensor weight, Tensor? bias, int[] stride, SymInt[] pads, int[] dilation, int mode, int activation, bool ordered, bool flush) -> Tensor",
      "depthwise", &Boxed<depthwise>::call},
     {"depthwise_grad_input(Tensor grad_y, Tensor weight, SymInt[] size, int[] stride, SymInt[] pads, int[] dilation, bool flush) -> Tensor",
      "depthwise_grad_input", &Boxed<depthwise_grad_input>::call},

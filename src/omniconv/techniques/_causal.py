@@ -12,7 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from omniconv import _native, settings
+from omniconv.geometry import Grid
 from omniconv.techniques._activation import activate, check_activation
+from omniconv.techniques._depthwise import ACTIVATION_CODES, depthwise, fused_activation, refusal, wants_gradient
 from omniconv.techniques._operator import accumulated_in, check_bias, fail, receive
 from omniconv.techniques._sequence import shift_and_add
 
@@ -26,6 +29,8 @@ def causal_conv1d_fn(
     return_final_states: bool = False,
     final_states_out: Tensor | None = None,
     activation: str | None = None,
+    *,
+    query_start_loc: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Convolves each channel of a sequence with its own short filter that sees the present and the past alone.
 
@@ -45,6 +50,8 @@ def causal_conv1d_fn(
         return_final_states: Whether to return the last W − 1 inputs too, with which the next chunk begins.
         final_states_out: (B, D, W − 1), filled with them in place; it may be ``initial_states`` itself.
         activation: None, "silu" or "swish" (the same), "relu", "relu6", "hardswish", "gelu" or "sigmoid".
+        query_start_loc: (S + 1,) int32 or int64, from 0 to T: where each of S sequences packed in the one row of ``x`` begins,
+            and where the last ends. The states are then (S, D, W − 1), one for each sequence. Not together with ``seq_idx``.
 
     Returns:
         (B, D, T), contiguous; with ``return_final_states`` also the final states (B, D, W − 1).
@@ -72,6 +79,9 @@ def causal_conv1d_fn(
     activation = _known(op, activation)
     batch = x.dim() == 3
     kept = (*sequences.shape[:2], past)[0 if batch else 1 :]
+    if query_start_loc is not None:
+        _check_starts(op, query_start_loc, x, sequences, seq_idx)
+        kept = (query_start_loc.shape[0] - 1, sequences.shape[1], past)
     for name, states in (("initial_states", initial), ("final_states_out", final_states_out)):
         if states is not None and states.shape != kept:
             fail(op, f"{name} must have shape {tuple(kept)}", tuple(states.shape))
@@ -82,16 +92,18 @@ def causal_conv1d_fn(
         if initial is not None or return_final_states or final_states_out is not None:
             raise ValueError(f"{op}: states and seq_idx must not be given together, got both")
         seq_idx = seq_idx if batch else seq_idx.unsqueeze(0)
-    if initial is None:
-        window = F.pad(sequences, (past, 0))
+    wants_final = return_final_states or final_states_out is not None
+    if query_start_loc is None:
+        before = initial if initial is None or batch else initial.unsqueeze(0)
+        y = _convolved(sequences, before, weight, bias, seq_idx, activation)
+        final = _latest(sequences, before, past) if wants_final else None
+        final = final if batch or final is None else final.squeeze(0)
     else:
-        window = torch.cat([initial if batch else initial.unsqueeze(0), sequences], 2)
-    y = _filtered(window, weight, bias, seq_idx, activation, sequences)
+        y, final = _packed(sequences, query_start_loc.long(), initial, weight, bias, activation)
     y = y if batch else y.squeeze(0)
-    if not return_final_states and final_states_out is None:
+    if not wants_final:
         return y
-    final = window.narrow(2, sequences.shape[2], past).to(sequences.dtype, copy=True)
-    final = final if batch else final.squeeze(0)
+    assert final is not None
     if final_states_out is not None:
         final = final_states_out.copy_(final)
     return (y, final) if return_final_states else y
@@ -153,10 +165,14 @@ def causal_conv1d_update(
         _check_indices(op, "cache_seqlens", cache_seqlens, x, batch)
         if _readable(cache_seqlens) and (cache_seqlens < 0).any():
             fail(op, "cache_seqlens must be at least 0", cache_seqlens.tolist())
-    state, rows, live = conv_state, None, None
     if conv_state_indices is not None:
         _check_indices(op, "conv_state_indices", conv_state_indices, x, batch)
         _check_rows(op, conv_state_indices, conv_state)
+    if cache_seqlens is None and conv_state.dtype == chunk.dtype and _is_native(chunk, weight, bias, differentiable=False):
+        y = _native_update(chunk, conv_state, weight, bias, conv_state_indices, activation)
+        return y if x.dim() == 3 else y.squeeze(2)
+    state, rows, live = conv_state, None, None
+    if conv_state_indices is not None:
         live = (conv_state_indices >= 0).unsqueeze(1).unsqueeze(2)
         rows = conv_state_indices.long().clamp(min=0)
         state = state.index_select(0, rows)
@@ -170,6 +186,85 @@ def causal_conv1d_update(
     with torch.no_grad():
         _store(conv_state, updated.to(conv_state.dtype), rows, live)
     return y if x.dim() == 3 else y.squeeze(2)
+
+
+def _is_native(x: Tensor, weight: Tensor, bias: Tensor | None, differentiable: bool) -> bool:
+    """Whether the depthwise engine takes a causal filter of ``x``; only some of its ops have a gradient."""
+    kept = (x.dtype, accumulated_in(x))
+    if weight.dtype not in kept or (bias is not None and bias.dtype not in kept):
+        return False
+    return refusal(x, weight, bias, _ALONE) is None and (differentiable or not wants_gradient(x, weight, bias))
+
+
+_ALONE = Grid((1,), ((0, 0),), (1,))
+
+
+def _convolved(
+    x: Tensor, initial: Tensor | None, weight: Tensor, bias: Tensor | None, seq_idx: Tensor | None, activation: str | None
+) -> Tensor:
+    """The filter over x (B, D, T) after what came before it."""
+    past = weight.shape[1] - 1
+    if (initial is None or initial.dtype == x.dtype) and _is_native(x, weight, bias, differentiable=seq_idx is None):
+        whole = x if initial is None else torch.cat([initial, x], 2)
+        windows = Grid((1,), ((past if initial is None else 0, 0),), (1,))
+        y = depthwise(whole, weight.unsqueeze(1), bias, windows, activation, ordered=True)
+        return y if seq_idx is None else _native_mend(y, x, weight, bias, seq_idx, activation)
+    window = F.pad(x, (past, 0)) if initial is None else torch.cat([initial, x], 2)
+    return _filtered(window, weight, bias, seq_idx, activation, x)
+
+
+def _latest(x: Tensor, initial: Tensor | None, past: int) -> Tensor:
+    """The last ``past`` inputs of every sequence, those before x included."""
+    steps = x.shape[2]
+    if not torch.compiler.is_compiling() and steps >= past:  # to ask would pin a length that is being traced
+        return x.narrow(2, steps - past, past).clone(memory_format=torch.contiguous_format)
+    whole = F.pad(x, (past, 0)) if initial is None else torch.cat([initial.to(x.dtype), x], 2)
+    return whole.narrow(2, steps, past).clone(memory_format=torch.contiguous_format)
+
+
+def _packed(
+    x: Tensor, starts: Tensor, initial: Tensor | None, weight: Tensor, bias: Tensor | None, activation: str | None
+) -> tuple[Tensor, Tensor]:
+    """The filter over S sequences in one row x (1, D, T), and their latest inputs (S, D, W − 1).
+
+    W − 1 positions are put before each: its state, or zeros, so that no window reaches into another sequence.
+    """
+    row, past = x.squeeze(0), weight.shape[1] - 1
+    sequences, steps = starts.shape[0] - 1, row.shape[1]
+    number, gap = torch.arange(sequences, device=x.device), torch.arange(past, device=x.device)
+    owner = torch.repeat_interleave(number, starts.diff(), output_size=steps)
+    places = torch.arange(steps, device=x.device) + (owner + 1) * past
+    gaps = ((starts[:-1] + number * past).unsqueeze(1) + gap).flatten()
+    dtype = x.dtype if initial is None else torch.promote_types(x.dtype, initial.dtype)
+    whole = row.new_zeros((row.shape[0], steps + sequences * past), dtype=dtype).index_copy(1, places, row.to(dtype))
+    if initial is not None:
+        whole = whole.index_copy(1, gaps, initial.to(dtype).movedim(0, 1).flatten(1))
+    y = _convolved(whole.unsqueeze(0), None, weight, bias, None, activation).squeeze(0)
+    latest = whole.index_select(1, ((starts[1:] + number * past).unsqueeze(1) + gap).flatten())
+    final = latest.unflatten(1, (sequences, past)).movedim(1, 0).to(x.dtype)
+    return y.index_select(1, places).to(x.dtype).unsqueeze(0), final
+
+
+def _native_mend(y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, seq_idx: Tensor, activation: str | None) -> Tensor:
+    fused = fused_activation(x, activation)
+    if fused != activation:  # y has had it already: what is made again needs it apart
+        return _filtered(F.pad(x, (weight.shape[1] - 1, 0)), weight, bias, seq_idx, activation, x)
+    operands = x.contiguous(), weight.contiguous(), None if bias is None else bias.contiguous()
+    owner = seq_idx.long().contiguous()
+    return torch.ops.omniconv.causal_mend.default(y, *operands, owner, ACTIVATION_CODES[fused], not settings.is_precise())
+
+
+def _native_update(
+    x: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor | None, activation: str | None
+) -> Tensor:
+    fused = fused_activation(x, activation)
+    operands = x.contiguous(), conv_state, weight.contiguous(), None if bias is None else bias.contiguous()
+    rows = None if rows is None else rows.long().contiguous()
+    y = torch.ops.omniconv.causal_update.default(*operands, rows, ACTIVATION_CODES[fused], not settings.is_precise())
+    if fused == activation:
+        return y
+    y = activate(y, activation)
+    return y if rows is None else y.masked_fill((rows < 0).unsqueeze(1).unsqueeze(2), 0)
 
 
 def _filtered(
@@ -295,6 +390,23 @@ def _check_indices(op: str, name: str, indices: Tensor, x: Tensor, shape: tuple[
         fail(op, f"{name} must have shape {tuple(shape)}", tuple(indices.shape))
 
 
+def _check_starts(op: str, starts: Tensor, x: Tensor, sequences: Tensor, seq_idx: Tensor | None) -> None:
+    """Checks ``query_start_loc``: from 0 to T in steps of at least 0, over one row."""
+    if seq_idx is not None:
+        raise ValueError(f"{op}: seq_idx and query_start_loc must not be given together, got both")
+    if sequences.shape[0] != 1:
+        fail(op, "x must have one row where query_start_loc is given", tuple(x.shape))
+    if not isinstance(starts, Tensor):
+        raise TypeError(f"{op}: query_start_loc must be a Tensor, got {type(starts).__name__}")
+    if starts.dim() != 1 or starts.shape[0] < 2:
+        fail(op, "query_start_loc must have shape (S + 1,) for at least one sequence", tuple(starts.shape))
+    _check_indices(op, "query_start_loc", starts, x, starts.shape)
+    if _readable(starts):
+        places = starts.tolist()
+        if places[0] != 0 or places[-1] != x.shape[-1] or places != sorted(places):
+            fail(op, f"query_start_loc must rise from 0 to the {x.shape[-1]} positions of x", places)
+
+
 def _check_rows(op: str, indices: Tensor, conv_state: Tensor) -> None:
     if not _readable(indices):
         return
@@ -308,3 +420,18 @@ def _check_rows(op: str, indices: Tensor, conv_state: Tensor) -> None:
 def _readable(indices: Tensor) -> bool:
     """Whether to look at the numbers costs no synchronisation and pins no traced value; elsewhere torch's own checks remain."""
     return indices.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+if _native.AVAILABLE:
+
+    @torch.library.register_fake("omniconv::causal_update")  # type: ignore[untyped-decorator]
+    def _fake_update(
+        x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor | None, activation: int, flush: bool
+    ) -> Tensor:
+        return x.new_empty(x.shape)
+
+    @torch.library.register_fake("omniconv::causal_mend")  # type: ignore[untyped-decorator]
+    def _fake_mend(
+        y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, owner: Tensor, activation: int, flush: bool
+    ) -> Tensor:
+        return y.new_empty(y.shape)

@@ -19,14 +19,15 @@ from omniconv.techniques._operator import accumulated_in, deliver
 from omniconv.techniques._technique import Engine
 
 _LANES = 16  # channels of the widest vector: with fewer, a channels-last tensor goes the contiguous way
-_FUSED = {None: 0, "relu": 1, "relu6": 2, "silu": 3, "hardswish": 4, "gelu": 5, "sigmoid": 6}
+ACTIVATION_CODES = {None: 0, "relu": 1, "relu6": 2, "silu": 3, "hardswish": 4, "gelu": 5, "sigmoid": 6}
 _CURVED = ("silu", "gelu", "sigmoid")  # in float64 these are torch's, on the result
 
 Integers = tuple[int, ...]
 Windows = tuple[Integers, Integers, Integers]  # stride, (before, after) of every axis in a row, dilation
 
 
-def _wants_gradient(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+def wants_gradient(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether autograd would record an op of these operands."""
     return torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad))
 
 
@@ -44,7 +45,7 @@ REFUSALS: tuple[tuple[str, Callable[[Tensor, Tensor, Tensor | None, Grid], bool]
     ("a torch.func transform or forward-mode differentiation is active", lambda x, w, b, g: _is_transformed()),
     (
         "a gradient is wanted through reflect, replicate or circular padding",
-        lambda x, w, b, g: g.mode != "zeros" and _wants_gradient(x, w, b),
+        lambda x, w, b, g: g.mode != "zeros" and wants_gradient(x, w, b),
     ),
 )
 
@@ -58,6 +59,11 @@ def refusal(x: Tensor, weight: Tensor, bias: Tensor | None, windows: Grid) -> st
         if holds(x, weight, bias, windows):
             return reason
     return None
+
+
+def fused_activation(x: Tensor, activation: str | None) -> str | None:
+    """The activation, where the kernels can end with it; None where torch must follow."""
+    return activation if x.dtype != torch.float64 or activation not in _CURVED else None
 
 
 def deliver_depthwise(
@@ -77,8 +83,13 @@ def staged_depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, windows: Gr
     return activate(convolve(x, weight, bias, windows, max(x.shape[1], 1)), activation)
 
 
-def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, windows: Grid, activation: str | None) -> Tensor:
-    """activation(x (N, C, …) ∗ weight (C·M, 1, K…) + bias), checked and not refused, in the memory format of the rule."""
+def depthwise(
+    x: Tensor, weight: Tensor, bias: Tensor | None, windows: Grid, activation: str | None, ordered: bool = False
+) -> Tensor:
+    """activation(x (N, C, …) ∗ weight (C·M, 1, K…) + bias), checked and not refused, in the memory format of the rule.
+
+    With ``ordered``, every sum takes its taps in order, so that the bits of a position do not depend on the length.
+    """
     last = is_channels_last_quickly(x)
     relaid = last and (x.shape[1] < _LANES or weight.shape[0] != x.shape[1])
     if relaid or not last:
@@ -87,11 +98,13 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, windows: Grid, act
     bias = None if bias is None else bias.contiguous()
     stride, pads, dilation = windows.stride, sum(windows.pads, ()), windows.dilation
     flush = not settings.is_precise()
-    if _wants_gradient(x, weight, bias):
-        y = activate(_Depthwise.apply(x, weight, bias, (stride, pads, dilation), flush), activation)
+    if wants_gradient(x, weight, bias):
+        y = activate(_Depthwise.apply(x, weight, bias, (stride, pads, dilation), ordered, flush), activation)
     else:
-        fused = activation if x.dtype != torch.float64 or activation not in _CURVED else None
-        y = _FORWARD(x, weight, bias, stride, pads, dilation, PADDING_MODES.index(windows.mode), _FUSED[fused], flush)
+        fused = fused_activation(x, activation)
+        y = _FORWARD(
+            x, weight, bias, stride, pads, dilation, PADDING_MODES.index(windows.mode), ACTIVATION_CODES[fused], ordered, flush
+        )
         y = y if fused is activation else activate(y, activation)
     return arrange(y, channels_last=True) if relaid else y
 
@@ -100,16 +113,16 @@ class _Depthwise(torch.autograd.Function):
     """The raw ops under autograd; zero padding only."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, windows: Windows, flush: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, windows: Windows, ordered: bool, flush: bool) -> Tensor:
         ctx.save_for_backward(x, weight, bias)
         ctx.windows, ctx.flush = windows, flush
-        return _FORWARD(x, weight, bias, *windows, 0, 0, flush)
+        return _FORWARD(x, weight, bias, *windows, 0, 0, ordered, flush)
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> Any:
         x, weight, bias = ctx.saved_tensors
         if torch.is_grad_enabled():  # the gradient of this gradient is wanted
-            return *_differentiable(x, weight, bias, ctx.windows, grad_y, ctx.needs_input_grad[:3]), None, None
+            return *_differentiable(x, weight, bias, ctx.windows, grad_y, ctx.needs_input_grad[:3]), None, None, None
         grad_y = arrange(grad_y, is_channels_last(x))
         of_x, of_weight, of_bias = ctx.needs_input_grad[:3]
         grad_x = _grad_input(grad_y, weight, x, ctx.windows, ctx.flush) if of_x else None
@@ -117,7 +130,7 @@ class _Depthwise(torch.autograd.Function):
         if of_weight or of_bias:
             grad_weight, grad_bias = _GRAD_WEIGHT(grad_y, x, weight.shape[2:], *ctx.windows, of_bias, ctx.flush)
             grad_weight, grad_bias = grad_weight.to(weight.dtype), grad_bias.to(weight.dtype)
-        return grad_x, grad_weight if of_weight else None, grad_bias if of_bias else None, None, None
+        return grad_x, grad_weight if of_weight else None, grad_bias if of_bias else None, None, None, None
 
 
 def _grad_input(grad_y: Tensor, weight: Tensor, x: Tensor, windows: Windows, flush: bool) -> Tensor:
@@ -159,7 +172,16 @@ def _fake(x: Tensor, channels: int, size: Any) -> Tensor:
 
 
 def _fake_forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, pads: Any, dilation: Any, mode: int, activation: int, flush: bool
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Any,
+    pads: Any,
+    dilation: Any,
+    mode: int,
+    activation: int,
+    ordered: bool,
+    flush: bool,
 ) -> Tensor:
     grid = Grid(tuple(stride), tuple(zip(pads[::2], pads[1::2], strict=True)), tuple(dilation))
     return _fake(x, weight.shape[0], grid.output_size(x.shape[2:], weight.shape[2:]))

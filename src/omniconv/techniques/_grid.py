@@ -43,10 +43,7 @@ def _is_plain(value: Any) -> bool:
     """Ints, names and pairs of them, told from what is equal to them but not allowed, such as True and 1.0."""
     kind = type(value)
     if kind is tuple:
-        for part in value:
-            if type(part) is not int and not (type(part) is tuple and _is_plain(part)):
-                return False
-        return True
+        return all(type(part) is int or (type(part) is tuple and _is_plain(part)) for part in value)
     return kind is int or kind is str
 
 
