@@ -4,6 +4,7 @@
 #include <stdexcept>
 #include <string>
 #include <tuple>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -126,7 +127,8 @@ template <class R, class... Args, R (*F)(Args...)> struct Boxed<F> {
   template <size_t... I> static void run(StableIValue* stack, std::index_sequence<I...>) {
     // every argument is owned before anything is checked; braces fix the order
     std::tuple<std::decay_t<Args>...> args{Unbox<std::decay_t<Args>>::from(stack[I])...};
-    give(stack, F(std::get<I>(args)...));
+    if constexpr (std::is_void_v<R>) F(std::get<I>(args)...);
+    else give(stack, F(std::get<I>(args)...));
   }
 };
 

@@ -93,8 +93,8 @@ Tensor causal_update(const Tensor& x, const Tensor& state, const Tensor& weight,
   return y;
 }
 
-// y (B, D, T), a causal convolution of x, with every position made again whose window reaches into another sequence than its own.
-Tensor causal_mend(const Tensor& y, const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const Tensor& owner, int64_t activation, bool flush) {
+// In y (B, D, T), a causal convolution of x, every position is made again whose window reaches into another sequence than its own.
+void causal_mend(const Tensor& y, const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const Tensor& owner, int64_t activation, bool flush) {
   const char* op = "causal_mend";
   const CausalKernels& k = kernels_of(op, x.dtype());
   std::unique_ptr<char[]> storage;
@@ -103,9 +103,6 @@ Tensor causal_mend(const Tensor& y, const Tensor& x, const Tensor& weight, const
   if (owner.dim() != 2 || owner.size(0) != x.size(0) || owner.size(1) != x.size(2) || owner.dtype() != aoti_torch_dtype_int64() || !dense(owner, false))
     fail(op, "owner must be a contiguous int64 (B, T)", text(owner.size()));
   const int64_t batch = x.size(0), channels = f.channels, steps = x.size(2);
-  Tensor mended = Tensor::empty(x.size(), strides(x.size(), false), x.dtype());
-  if (!mended.numel()) return mended;
-  std::memcpy(mended.data(), y.data(), size_t(mended.numel()) * element_size(x.dtype()));
   std::vector<std::vector<int64_t>> broken(batch);
   for (int64_t b = 0; b < batch; ++b) {
     const int64_t* own = static_cast<const int64_t*>(owner.data()) + b * steps;
@@ -119,16 +116,15 @@ Tensor causal_mend(const Tensor& y, const Tensor& x, const Tensor& weight, const
     Flush guard(flush);
     for (int64_t p = first; p < last; ++p) {
       const std::vector<int64_t>& b = broken[p / channels];
-      k.mend(f, p % channels, static_cast<const int64_t*>(owner.data()) + p / channels * steps, b.data(), int64_t(b.size()), at(x, p * steps), at(mended, p * steps));
+      k.mend(f, p % channels, static_cast<const int64_t*>(owner.data()) + p / channels * steps, b.data(), int64_t(b.size()), at(x, p * steps), at(y, p * steps));
     }
   });
-  return mended;
 }
 
 const Register registered[] = {
     {"causal_update(Tensor x, Tensor(a!) state, Tensor weight, Tensor? bias, Tensor? rows, int activation, bool flush) -> Tensor", "causal_update",
      &Boxed<causal_update>::call},
-    {"causal_mend(Tensor y, Tensor x, Tensor weight, Tensor? bias, Tensor owner, int activation, bool flush) -> Tensor", "causal_mend",
+    {"causal_mend(Tensor(a!) y, Tensor x, Tensor weight, Tensor? bias, Tensor owner, int activation, bool flush) -> ()", "causal_mend",
      &Boxed<causal_mend>::call},
 };
 

@@ -251,7 +251,8 @@ def _native_mend(y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, seq_
         return _filtered(F.pad(x, (weight.shape[1] - 1, 0)), weight, bias, seq_idx, activation, x)
     operands = x.contiguous(), weight.contiguous(), None if bias is None else bias.contiguous()
     owner = seq_idx.long().contiguous()
-    return torch.ops.omniconv.causal_mend.default(y, *operands, owner, ACTIVATION_CODES[fused], not settings.is_precise())
+    torch.ops.omniconv.causal_mend.default(y, *operands, owner, ACTIVATION_CODES[fused], not settings.is_precise())
+    return y
 
 
 def _native_update(
@@ -431,7 +432,5 @@ if _native.AVAILABLE:
         return x.new_empty(x.shape)
 
     @torch.library.register_fake("omniconv::causal_mend")  # type: ignore[untyped-decorator]
-    def _fake_mend(
-        y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, owner: Tensor, activation: int, flush: bool
-    ) -> Tensor:
-        return y.new_empty(y.shape)
+    def _fake_mend(y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, owner: Tensor, activation: int, flush: bool) -> None:
+        return None
