@@ -2,27 +2,31 @@
 .PHONY: run test test-fast fuzz bench lint format clean
 
 PYTHON ?= python3
-TORCH ?= 2.13.0
+# the torch to run and test with; any but the first has an environment of its own: make test TORCH=2.14.1
+FIRST := 2.13.0
+TORCH ?= $(FIRST)
 PEERS_TORCH ?= torch==2.14.1 torchvision==0.29.1
 # e.g. TORCH_INDEX=https://download.pytorch.org/whl/cpu for the small CPU build of torch
 TORCH_INDEX ?=
-BIN := .venv/bin
+ENV := .venv$(if $(filter-out $(FIRST),$(TORCH)),-torch-$(TORCH))
+BIN := $(ENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+SOURCES := CMakeLists.txt $(wildcard csrc/* csrc/*/*)
 
-run: .venv/run
-	$(BIN)/omniconv compare -o report.html --force
+run: $(ENV)/run
+	$(OURS) $(BIN)/omniconv compare -o report.html --force
 
 # one process a core, one thread each
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto
 
-test: .venv/test
-	$(PYTEST)
+test: $(ENV)/test
+	$(OURS) $(PYTEST)
 
-test-fast: .venv/test
-	$(PYTEST) -m "not slow" -x
+test-fast: $(ENV)/test
+	$(OURS) $(PYTEST) -m "not slow" -x
 
-fuzz: .venv/test
-	OMNICONV_FUZZ=2000 $(BIN)/python -m pytest tests/test_fuzz.py
+fuzz: $(ENV)/test
+	$(OURS) OMNICONV_FUZZ=2000 $(BIN)/python -m pytest tests/test_fuzz.py
 
 # one pinned thread is the figure that counts; the result and the README's table are committed
 BENCH := OMP_NUM_THREADS=1 $(shell command -v taskset >/dev/null && echo taskset -c $$(($$(nproc) - 1))) .venv-peers/bin/omniconv bench depthwise
@@ -33,34 +37,44 @@ bench: .venv-peers/run
 	  -o benchmarks/results/depthwise-$$(.venv-peers/bin/python -c "from omniconv.bench.runner import slug; print(slug())").json
 	$(BENCH) --readme README.md
 
-lint: .venv/lint
+lint: $(ENV)/lint
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-format: .venv/lint
+format: $(ENV)/lint
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
 clean:
-	rm -rf .venv .venv-peers build dist report.html
+	rm -rf .venv .venv-* build dist report.html
 
-.venv/torch:
-	$(PYTHON) -m venv .venv
+$(ENV)/torch:
+	$(PYTHON) -m venv $(ENV)
 	$(PIP) torch==$(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 	touch $@
 
-.venv/run: .venv/torch pyproject.toml
-	$(PIP) --editable ".[plot]"
+# built anew whenever a source of the native library is newer
+$(ENV)/run: $(ENV)/torch pyproject.toml $(SOURCES)
+	$(PIP) --editable ".[plot]" $(PURE)
 	touch $@
 
-.venv/test: .venv/torch pyproject.toml
-	$(PIP) --editable ".[plot,test]"
+$(ENV)/test: $(ENV)/torch pyproject.toml $(SOURCES)
+	$(PIP) --editable ".[plot,test]" $(PURE)
 	touch $@
 
-.venv/lint: .venv/torch pyproject.toml
-	$(PIP) --editable ".[plot,lint]"
+$(ENV)/lint: $(ENV)/torch pyproject.toml
+	$(PIP) --editable ".[plot,lint]" $(PURE)
 	touch $@
+
+# another torch builds nothing: it runs the very library that was built beside the first
+ifneq ($(TORCH),$(FIRST))
+OURS := OMNICONV_LIBRARY=$$(echo $(CURDIR)/.venv/lib/python*/site-packages/omniconv/_library.so)
+PURE := --config-settings wheel.cmake=false
+$(ENV)/run $(ENV)/test: .venv/run
+.venv/run: pyproject.toml $(SOURCES)
+	$(MAKE) TORCH=$(FIRST) $@
+endif
 
 # what is compared with: current torch, and the runtimes; from PyPI torch comes with CUDA, which the CPU never touches
 .venv-peers/peers:
@@ -69,7 +83,6 @@ clean:
 	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check onnxruntime openvino onnx
 	touch $@
 
-# built anew whenever a source of the native library is newer
-.venv-peers/run: .venv-peers/peers pyproject.toml $(wildcard CMakeLists.txt csrc/* csrc/*/*)
+.venv-peers/run: .venv-peers/peers pyproject.toml $(SOURCES)
 	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --editable .
 	touch $@
