@@ -348,7 +348,7 @@ def test_every_layer_is_verified_and_timed_in_both_directions():
         assert r.status == "verified"
         assert 0 <= r.share <= 1
         assert (r.gradient_share is not None) == (r.direction == BOTH)
-        assert [way.name for way in r.ours] == ["contiguous", "channels-last"][: 1 if "1d" in r.problem else 2]
+        assert [way.name for way in r.ours] == ["contiguous", "as 2-D channels-last" if "1d" in r.problem else "channels-last"]
         assert all(way.agrees and way.hot and way.cold is None for way in (*r.ours, *r.peers))
         best = min(way.hot.median for way in r.peers)
         assert r.ratio == best / min(way.hot.median for way in r.ours)

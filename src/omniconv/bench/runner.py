@@ -11,7 +11,7 @@ import subprocess
 import time
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -279,17 +279,33 @@ def _verified(technique: Technique, problem: Problem, settings: Settings) -> lis
         AssertionError: It is not.
     """
     made = []
-    for last in (False, True) if problem.rank > 1 else (False,):
-        layer = fresh_layer(technique, problem, settings.seed)
-        if last:
-            layer.to(memory_format=FORMATS[problem.rank])  # type: ignore[call-overload]
-        x = make_inputs(technique, problem.replace(channels_last=last), seed=settings.seed)["input"]
+    for form, asked in _forms(technique, problem):
+        layer = fresh_layer(technique, asked, settings.seed)
+        if asked.channels_last:
+            layer.to(memory_format=FORMATS[asked.rank])  # type: ignore[call-overload]
+        x = make_inputs(technique, asked, seed=settings.seed)["input"]
         share = verify_layer(layer, x)
         gradient = _verified_gradients(technique, layer, x, settings.seed) if BOTH in settings.directions else None
         call = layer_calls(layer, x)[-1]
         operands = {k: v.detach() if isinstance(v, Tensor) else v for k, v in call.operands.items()}
-        made.append(_Layer("channels-last" if last else "contiguous", type(call.layer).op, operands, call.y, share, gradient))
+        made.append(_Layer(form, type(call.layer).op, operands, call.y, share, gradient))
     return made
+
+
+def _forms(technique: Technique, problem: Problem) -> Iterator[tuple[str, Problem]]:
+    """The memory formats that a layer has; over one axis also as one over two, the first of one row, as torch is asked too."""
+    yield "contiguous", problem
+    if problem.rank > 1:
+        yield "channels-last", problem.replace(channels_last=True)
+    elif 2 in technique.ranks and problem.padding_mode == "zeros":
+        stage = technique.stages(problem)[-1]
+        yield (
+            "as 2-D channels-last",
+            problem.replace(
+                size=(1, *problem.size), kernel=(1, *problem.kernel), stride=(1, *problem.stride), padding=((0, 0), *stage.pads),
+                dilation=(1, *problem.dilation), output_padding=(0, 0), channels_last=True,
+            ),
+        )  # fmt: skip
 
 
 def _verified_gradients(technique: Technique, layer: nn.Module, x: Tensor, seed: int) -> float:
@@ -326,7 +342,8 @@ def _timed(
     with torch.set_grad_enabled(direction == BOTH):
         groups: dict[str, list[Way | Measured]] = {"ours": [], "f32": [], "peers": []}
         for group, layers in {"ours": made, "f32": plain_made}.items():
-            groups[group] += [torch_way(m.form, direction, m.op, m.operands, grad_y.to(m.y.dtype)) for m in layers]
+            for m in layers:
+                groups[group].append(torch_way(m.form, direction, m.op, m.operands, grad_y.reshape(m.y.shape).to(m.y.dtype)))
         task = Task(technique, problem, made[0].operands, grad_y, settings.threads)
         first = groups["ours"][0]
         assert isinstance(first, Way)
