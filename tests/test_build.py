@@ -28,13 +28,13 @@ def test_without_a_compiler_the_build_succeeds_and_says_so(tmp_path):
 
 SHORT = """
 import ctypes, torch
-from omniconv import _native
+from omniconv.functional import depthwise_conv2d
 x = torch.zeros(1, 32, 40, 40).to(memory_format=torch.channels_last)
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 memory = (ctypes.c_float * x.numel()).from_address(libc.malloc(4 * x.numel() - 4))
 x = torch.frombuffer(memory, dtype=torch.float32).as_strided(x.shape, x.stride())
-torch.ops.omniconv.depthwise(x, torch.ones(32, 1, 3, 3), None, [1, 1], [1, 1, 1, 1], [1, 1], 0, 0, True)
+depthwise_conv2d(x, torch.ones(32, 1, 3, 3), padding=1)
 """
 
 
