@@ -27,10 +27,10 @@ template <class E, class A> struct Meeting {
 
 // R outputs side by side, stride S, meet KW taps. Column j is at x + j·C; of them, only those in [from, to) are inside where EDGE.
 template <class E, class A, int KW, int S, int R, bool EDGE>
-INLINE void slide(const E* x, int64_t from, int64_t to, const A* w, int64_t C, typename Vec<A>::V* sum) {
+INLINE void slide(const E* x, int64_t C, int64_t from, int64_t to, const A* w, int64_t tap_step, typename Vec<A>::V* sum) {
   typename Vec<A>::V tap[KW];
 #pragma GCC unroll 8
-  for (int t = 0; t < KW; ++t) tap[t] = load(w + t * C);
+  for (int t = 0; t < KW; ++t) tap[t] = load(w + t * tap_step);
 #pragma GCC unroll 40
   for (int j = 0; j < (R - 1) * S + KW; ++j) {
     if (EDGE && (j < from || j >= to)) continue;
@@ -59,6 +59,10 @@ template <class E, class A> struct Rows {
   int64_t C;            // channels
   const int64_t* at;    // where padded column p is, in elements; below 0 where it is padding
   int64_t first, last;  // outputs [first, last) see no padding
+  // Outputs and taps that stand `spread` apart read neighbouring columns: those of one phase are a convolution of their own.
+  int64_t origin;                      // the column that tap 0 of output 0 reads
+  int64_t tap, taps;                   // its first tap, in elements, and how many there are
+  int64_t tap_step, out_step;          // elements between taps, and between outputs
   Meeting<E, A>* meetings;
   int64_t count;
 };
@@ -70,19 +74,20 @@ INLINE void block(const Rows<E, A>& rows, int64_t o, int64_t c, const A* bias, E
   typename Vec<A>::V sum[R];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) sum[r] = bias ? load(bias + c) : typename Vec<A>::V{};
-  const int64_t first = o * S - g.before[2];
+  const int64_t first = rows.origin + o * S, C = rows.C, step = rows.tap_step;
   for (int64_t i = 0; i < rows.count; ++i) {
     const E* x = rows.meetings[i].x + c;
-    const A* w = rows.meetings[i].w + c;
+    const A* w = rows.meetings[i].w + c + rows.tap;
     if constexpr (KW > 0) {
-      slide<E, A, KW, S, R, EDGE>(x + first * rows.C, -first, g.in[2] - first, w, rows.C, sum);
+      slide<E, A, KW, S, R, EDGE>(x + first * C, C, -first, g.in[2] - first, w, step, sum);
     } else if constexpr (S == 1) {
       int64_t t = 0, p = first;
-      for (; t + 7 <= g.kernel[2]; t += 7, p += 7) slide<E, A, 7, 1, R, EDGE>(x + p * rows.C, -p, g.in[2] - p, w + t * rows.C, rows.C, sum);
-      for (; t + 4 <= g.kernel[2]; t += 4, p += 4) slide<E, A, 4, 1, R, EDGE>(x + p * rows.C, -p, g.in[2] - p, w + t * rows.C, rows.C, sum);
-      for (; t < g.kernel[2]; ++t, ++p) slide<E, A, 1, 1, R, EDGE>(x + p * rows.C, -p, g.in[2] - p, w + t * rows.C, rows.C, sum);
+      for (; t + 7 <= rows.taps; t += 7, p += 7) slide<E, A, 7, 1, R, EDGE>(x + p * C, C, -p, g.in[2] - p, w + t * step, step, sum);
+      for (; t + 4 <= rows.taps; t += 4, p += 4) slide<E, A, 4, 1, R, EDGE>(x + p * C, C, -p, g.in[2] - p, w + t * step, step, sum);
+      for (; t + 2 <= rows.taps; t += 2, p += 2) slide<E, A, 2, 1, R, EDGE>(x + p * C, C, -p, g.in[2] - p, w + t * step, step, sum);
+      if (t < rows.taps) slide<E, A, 1, 1, R, EDGE>(x + p * C, C, -p, g.in[2] - p, w + t * step, step, sum);
     } else {
-      look_up<E, A, R>(g, x, rows.at + o * g.stride[2], w, rows.C, sum);
+      look_up<E, A, R>(g, x, rows.at + o * g.stride[2], w, C, sum);
     }
   }
   if (g.activation != kNone) {
@@ -90,7 +95,7 @@ INLINE void block(const Rows<E, A>& rows, int64_t o, int64_t c, const A* bias, E
     for (int r = 0; r < R; ++r) sum[r] = activate<A>(sum[r], g.activation);
   }
 #pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) store(y + (o + r) * rows.C + c, sum[r]);
+  for (int r = 0; r < R; ++r) store(y + (o + r) * rows.out_step + c, sum[r]);
 }
 
 // Outputs [begin, end) of a row. KW taps with stride S; KW = 0: any number of taps; S = 0: any stride and dilation.
@@ -100,12 +105,29 @@ void outputs(const Rows<E, A>& rows, int64_t begin, int64_t end, int64_t c, cons
     // the last block ends where the row does and makes some outputs twice
     const int64_t rest = end - o, many = rest > 7 && end - begin >= kWide ? kWide : end - begin >= 7 ? 7 : 1, from = rest < many ? end - many : o;
     const bool inside = from >= rows.first && from + many <= rows.last;
-    if (many == 1) block<E, A, 0, 0, 1, true>(rows, from, c, bias, y);
+    if (many == 1) block<E, A, 0, S == 1, 1, true>(rows, from, c, bias, y);
     else if (many == kWide && inside) block<E, A, KW, S, kWide, false>(rows, from, c, bias, y);
     else if (many == kWide) block<E, A, KW, S, kWide, true>(rows, from, c, bias, y);
     else if (inside) block<E, A, KW, S, 7, false>(rows, from, c, bias, y);
     else block<E, A, KW, S, 7, true>(rows, from, c, bias, y);
     o = from + many;
+  }
+}
+
+// Outputs [begin, end) of a row that is spread, phase by phase: none of the zeros between its elements is multiplied.
+template <class E, class A> void spread_outputs(Rows<E, A> rows, int64_t begin, int64_t end, int64_t c, const A* bias, E* y) {
+  const DepthwiseGeometry& g = rows.g;
+  const int64_t spread = g.spread[2], before = g.before[2];
+  for (int64_t q = 0; q < spread; ++q) {
+    const int64_t tap = ((before - q) % spread + spread) % spread;
+    rows.tap = tap * rows.C;
+    rows.taps = tap < g.kernel[2] ? (g.kernel[2] - tap + spread - 1) / spread : 0;
+    rows.origin = (q - before + tap) / spread;
+    rows.first = max64(0, -rows.origin);
+    rows.last = max64(0, g.in[2] - rows.origin - rows.taps + 1);
+    // the r-th output of a phase is q + r·spread
+    const int64_t from = max64(0, (begin - q + spread - 1) / spread), to = (end - q + spread - 1) / spread;
+    if (from < to) outputs<E, A, 0, 1>(rows, from, to, c, bias, y + q * rows.C);
   }
 }
 
@@ -141,7 +163,8 @@ template <class E, class A> Rows<E, A> rows_of(const DepthwiseGeometry& g, int64
     const int64_t c = source(p - P, g.in[2], g.spread[2], g.mode);
     at[p] = c < 0 ? -1 : c * C;
   }
-  Rows<E, A> rows{g, C, at, 0, 0, (Meeting<E, A>*)(at + padded(g)), 0};
+  const int64_t step = C * g.spread[2];
+  Rows<E, A> rows{g, C, at, 0, 0, -P, 0, g.kernel[2], step, step, (Meeting<E, A>*)(at + padded(g)), 0};
   if (g.spread[2] == 1 && seen > 0) {
     rows.first = max64(0, (P + S - 1) / S);
     rows.last = (seen - 1) / S + 1;
@@ -186,16 +209,19 @@ void tiles(const DepthwiseGeometry& g, int64_t C, int64_t first, int64_t last, c
   constexpr int64_t L = Vec<A>::lanes;
   Rows<E, A> rows = rows_of<E, A>(g, C, scratch);
   walk(rows, first, last, 0, C, x, w, [&](int64_t r, int64_t begin, int64_t end, int64_t c0, int64_t c1) {
-    // the last vector goes over some channels twice
-    for (int64_t c = c0; c < c1; c += L) outputs<E, A, KW, S>(rows, begin, end, min64(c, C - L), bias, y + r * g.out[2] * C);
+    for (int64_t c = c0; c < c1; c += L) {
+      const int64_t i = min64(c, C - L);  // the last vector goes over some channels twice
+      if (KW == 0 && S == 1 && g.spread[2] > 1) spread_outputs(rows, begin, end, i, bias, y + r * g.out[2] * C);
+      else outputs<E, A, KW, S>(rows, begin, end, i, bias, y + r * g.out[2] * C);
+    }
   });
 }
 
 template <class E>
 void forward(const DepthwiseGeometry& g, int64_t C, int64_t first, int64_t last, const void* x, const void* w, const void* bias, void* y, void* scratch) {
   typedef typename Sum<E>::type A;
-  const bool straight = g.spread[2] == 1 && g.dilation[2] == 1 && g.mode == kZeros;
-  const int64_t form = straight && g.stride[2] <= 2 ? g.kernel[2] * 10 + g.stride[2] : 0;
+  const bool straight = g.dilation[2] == 1 && g.mode == kZeros && g.stride[2] <= 2;
+  const int64_t form = !straight ? 0 : g.spread[2] > 1 ? 1 : g.kernel[2] * 10 + g.stride[2];  // what is spread has stride 1
   const auto run = form == 31 ? tiles<E, A, 3, 1> : form == 32 ? tiles<E, A, 3, 2> : form == 51 ? tiles<E, A, 5, 1> : form == 52 ? tiles<E, A, 5, 2>
                  : form == 71 ? tiles<E, A, 7, 1> : form % 10 == 1 ? tiles<E, A, 0, 1> : tiles<E, A, 0, 0>;
   run(g, C, first, last, (const E*)x, (const A*)w, (const A*)bias, (E*)y, scratch);
