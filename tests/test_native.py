@@ -12,6 +12,7 @@ import pytest
 import torch
 from cases import VIEWS, cases_of, integer_operands, on
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 import omniconv
 from omniconv import _native, settings
@@ -219,6 +220,20 @@ def test_precise_keeps_denormals_and_the_default_flushes_them():
         assert torch.equal(compiled(), x)
     assert depthwise_conv1d(x, w).abs().sum() == 0
     assert (x * 1).abs().sum() > 0, "the thread's own setting must return"
+
+
+@pytest.mark.parametrize(
+    "text", ["depthwise1d n2 c3 i20 k5 p2", "depthwise2d n2 c18 i9x8 k3x5 s2 cl", "depthwise2d n1 c4 i7 k3 m2"]
+)
+def test_torchs_flop_counter_sees_the_raw_ops(text):
+    """The forward as torch counts its own; each of the two gradients the same again (torch's formula forgets the groups there)."""
+    technique, problem = parse(text)
+    operands = {name: x.requires_grad_() for name, x in make_inputs(technique, problem).items()}
+    with settings.composite_only(), FlopCounterMode(display=False) as torchs:
+        technique.call(problem, operands)
+    with FlopCounterMode(display=False) as ours:
+        technique.call(problem, operands).sum().backward()
+    assert ours.get_total_flops() == 3 * torchs.get_total_flops() > 0
 
 
 @pytest.mark.parametrize("technique", [t for t in TECHNIQUES if t.engine], ids=lambda t: t.name)

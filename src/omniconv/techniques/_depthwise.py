@@ -3,12 +3,14 @@
 Every technique whose channels do not meet ends here. The arithmetic is in ``csrc/kernels/depthwise_*.kernel.cpp``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils.flop_counter import register_flop_formula
 
 from omniconv import _native, settings
 from omniconv.geometry import PADDING_MODES, Grid
@@ -23,6 +25,7 @@ ACTIVATION_CODES = {None: 0, "relu": 1, "relu6": 2, "silu": 3, "hardswish": 4, "
 _CURVED = ("silu", "gelu", "sigmoid")  # in float64 these are torch's, on the result
 
 Integers = tuple[int, ...]
+Shape = Sequence[int]
 Windows = tuple[Integers, Integers, Integers]  # stride, (before, after) of every axis in a row, dilation
 
 
@@ -206,3 +209,15 @@ if _native.AVAILABLE:
     _FORWARD = torch.ops.omniconv.depthwise.default
     _GRAD_INPUT = torch.ops.omniconv.depthwise_grad_input.default
     _GRAD_WEIGHT = torch.ops.omniconv.depthwise_grad_weight.default
+
+    @register_flop_formula(torch.ops.omniconv.depthwise)
+    def _forward_flops(x: Shape, weight: Shape, *settings: Any, out_shape: Shape, **_: Any) -> int:
+        return 2 * prod(out_shape) * prod(weight[2:])
+
+    @register_flop_formula(torch.ops.omniconv.depthwise_grad_input)
+    def _grad_input_flops(grad_y: Shape, weight: Shape, size: Shape, *settings: Any, out_shape: Shape, **_: Any) -> int:
+        return 2 * prod(grad_y) * prod(min(k, i) for k, i in zip(weight[2:], size, strict=True))
+
+    @register_flop_formula(torch.ops.omniconv.depthwise_grad_weight)
+    def _grad_weight_flops(grad_y: Shape, x: Shape, kernel: Shape, *settings: Any, out_shape: Any, **_: Any) -> int:
+        return 2 * prod(grad_y) * prod(kernel)
