@@ -29,7 +29,9 @@ fuzz: $(ENV)/test
 	$(OURS) OMNICONV_FUZZ=2000 $(BIN)/python -m pytest tests/test_fuzz.py
 
 # one pinned thread is the figure that counts; the result and the README's table are committed
-BENCH := OMP_NUM_THREADS=1 $(shell command -v taskset >/dev/null && echo taskset -c $$(($$(nproc) - 1))) .venv-peers/bin/omniconv bench depthwise
+# Memory once freed is kept: the page faults of a fresh result, the same for every peer, take longer than most layers.
+KEEP := MALLOC_TRIM_THRESHOLD_=1000000000 MALLOC_MMAP_THRESHOLD_=1000000000
+BENCH := OMP_NUM_THREADS=1 $(KEEP) $(shell command -v taskset >/dev/null && echo taskset -c $$(($$(nproc) - 1))) .venv-peers/bin/omniconv bench depthwise
 
 bench: .venv-peers/run
 	mkdir -p benchmarks/results
