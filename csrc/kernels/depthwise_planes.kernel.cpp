@@ -154,13 +154,24 @@ template <class E, int L> INLINE void copy_first(E* to, const E* from, int64_t n
     }
 }
 
+// GCC's AddressSanitizer does not see masked loads and stores: they are shown to it.
+#if defined(__SANITIZE_ADDRESS__)
+extern "C" void __asan_loadN(const void*, uint64_t);
+extern "C" void __asan_storeN(const void*, uint64_t);
+template <class E> INLINE void reads(const E* p, int64_t n) { __asan_loadN(p, n * sizeof(E)); }
+template <class E> INLINE void writes(const E* p, int64_t n) { __asan_storeN(p, n * sizeof(E)); }
+#else
+template <class E> INLINE void reads(const E*, int64_t) {}
+template <class E> INLINE void writes(const E*, int64_t) {}
+#endif
+
 // The first n elements, zeros after them; nothing is read at `end` or beyond.
 #if defined(__AVX512F__) && VECTOR_BYTES == 64
-template <class A> INLINE Vec<float>::V load_first(const float* p, int64_t n, const float*) { return (Vec<float>::V)_mm512_maskz_loadu_ps((1u << n) - 1, p); }
-template <class A> INLINE Vec<double>::V load_first(const double* p, int64_t n, const double*) { return (Vec<double>::V)_mm512_maskz_loadu_pd((1u << n) - 1, p); }
+template <class A> INLINE Vec<float>::V load_first(const float* p, int64_t n, const float*) { reads(p, n); return (Vec<float>::V)_mm512_maskz_loadu_ps((1u << n) - 1, p); }
+template <class A> INLINE Vec<double>::V load_first(const double* p, int64_t n, const double*) { reads(p, n); return (Vec<double>::V)_mm512_maskz_loadu_pd((1u << n) - 1, p); }
 #elif defined(__AVX2__) && VECTOR_BYTES == 32
-template <class A> INLINE Vec<float>::V load_first(const float* p, int64_t n, const float*) { return (Vec<float>::V)_mm256_maskload_ps(p, (__m256i)before<A>(n)); }
-template <class A> INLINE Vec<double>::V load_first(const double* p, int64_t n, const double*) { return (Vec<double>::V)_mm256_maskload_pd(p, (__m256i)before<A>(n)); }
+template <class A> INLINE Vec<float>::V load_first(const float* p, int64_t n, const float*) { reads(p, n); return (Vec<float>::V)_mm256_maskload_ps(p, (__m256i)before<A>(n)); }
+template <class A> INLINE Vec<double>::V load_first(const double* p, int64_t n, const double*) { reads(p, n); return (Vec<double>::V)_mm256_maskload_pd(p, (__m256i)before<A>(n)); }
 #endif
 template <class A, class E> INLINE typename Vec<A>::V load_first(const E* p, int64_t n, const E* end) {
   constexpr int L = Vec<A>::lanes;
@@ -174,6 +185,7 @@ template <class A, class E> INLINE void store_first(E* p, typename Vec<A>::V v, 
   constexpr int L = Vec<A>::lanes;
   if (n >= L) return store(p, v);
 #if defined(__AVX512F__) && VECTOR_BYTES == 64
+  if constexpr (sizeof(E) >= 4) writes(p, n);
   if constexpr (sizeof(E) == 4) return _mm512_mask_storeu_ps((float*)p, (1u << n) - 1, (__m512)v);
   if constexpr (sizeof(E) == 8) return _mm512_mask_storeu_pd((double*)p, (1u << n) - 1, (__m512d)v);
 #endif
