@@ -163,7 +163,7 @@ template <class E, class A> Rows<E, A> rows_of(const DepthwiseGeometry& g, int64
     const int64_t c = source(p - P, g.in[2], g.spread[2], g.mode);
     at[p] = c < 0 ? -1 : c * C;
   }
-  const int64_t step = C * g.spread[2];
+  const int64_t step = g.dilation[2] == 1 ? C * g.spread[2] : C;  // dilated, every column is looked up: there are no phases
   Rows<E, A> rows{g, C, at, 0, 0, -P, 0, g.kernel[2], step, step, (Meeting<E, A>*)(at + padded(g)), 0};
   if (g.spread[2] == 1 && seen > 0) {
     rows.first = max64(0, (P + S - 1) / S);

@@ -34,8 +34,6 @@ const CausalKernels& kernels_of(const char* op, int32_t dtype) {
   fail(op, "the dtype must be float32, float64, bfloat16 or float16", "code " + std::to_string(dtype));
 }
 
-int64_t element_size(int32_t dtype) { return dtype == aoti_torch_dtype_float64() ? 8 : dtype == aoti_torch_dtype_float32() ? 4 : 2; }
-
 // The filter of a call, its weights dealt (W, D); `storage` keeps them.
 CausalFilter filter(const char* op, const Tensor& x, const Tensor& weight, const Tensor& bias, int64_t activation, std::unique_ptr<char[]>& storage) {
   const int32_t kept = kept_in(x.dtype());

@@ -110,10 +110,13 @@ void check_shapes(const char* op, const Tensor& x, const Tensor& weight) {
   if (weight.dim() != x.dim() || weight.size(1) != 1) fail(op, "weight must be (C·M, 1, K…)", text(weight.size()));
   if (x.size(1) < 1 || weight.size(0) < 1 || weight.size(0) % x.size(1)) fail(op, "weight must have a multiple of the input's channels", text(weight.size()));
   if (weight.dtype() != x.dtype() && weight.dtype() != kept_in(x.dtype())) fail(op, "weight must have the input's dtype, or that of its sums", std::to_string(weight.dtype()));
-  if (!dense(weight, false)) fail(op, "weight must be contiguous", "strides " + text(weight.stride()));
 }
 
+constexpr int64_t kSteepest = 64;  // stride whose input gradient is made: the time to set it up grows with its square
 constexpr int64_t kLanes = 16;  // of the widest level: fewer channels than a vector go the contiguous way
+
+// Whether a tensor takes the channels-last kernels; what is neither that nor contiguous is copied.
+bool runs_last(const Tensor& x, int64_t multiplier) { return !dense(x, false) && dense(x, true) && multiplier == 1 && x.size(1) >= kLanes; }
 
 // y from x, geometry settled: weights as they are, or each channel's taps reversed (the adjoint).
 void convolve(const char* op, const DepthwiseGeometry& g, const Tensor& x, const Tensor& weight, const Tensor& bias, bool last, bool reversed, bool flush, Tensor& y) {
@@ -156,51 +159,53 @@ void convolve(const char* op, const DepthwiseGeometry& g, const Tensor& x, const
   });
 }
 
-Tensor depthwise(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const Ints& stride, const Ints& pads, const Ints& dilation, int64_t mode, int64_t activation, bool ordered, bool flush) {
+Tensor depthwise(const Tensor& given, const Tensor& weight, const OptionalTensor& bias, const Ints& stride, const Ints& pads, const Ints& dilation, int64_t mode, int64_t activation, bool ordered, bool flush) {
   const char* op = "depthwise";
-  check_shapes(op, x, weight);
-  if (bias && (bias.dim() != 1 || bias.size(0) != weight.size(0) || (bias.dtype() != x.dtype() && bias.dtype() != kept_in(x.dtype())) || !dense(bias, false)))
+  check_shapes(op, given, weight);
+  type_of(op, given.dtype());
+  if (bias && (bias.dim() != 1 || bias.size(0) != weight.size(0) || (bias.dtype() != given.dtype() && bias.dtype() != kept_in(given.dtype()))))
     fail(op, "bias must be (C·M,) of the input's dtype, or that of its sums", text(bias.size()));
   const bool curved = activation == kSilu || activation == kGelu || activation == kSigmoid;
-  if (activation < kNone || activation > kSigmoid || (curved && x.dtype() == aoti_torch_dtype_float64()))
+  if (activation < kNone || activation > kSigmoid || (curved && given.dtype() == aoti_torch_dtype_float64()))
     fail(op, "the activation must be one that is fused", std::to_string(activation));
-  DepthwiseGeometry g = geometry(op, spatial(x), spatial(weight), stride, pads, dilation, mode);
-  g.multiplier = weight.size(0) / x.size(1);
+  DepthwiseGeometry g = geometry(op, spatial(given), spatial(weight), stride, pads, dilation, mode);
+  g.multiplier = weight.size(0) / given.size(1);
   g.activation = Activation(activation);
   g.ordered = ordered;
-  const bool first = dense(x, false), last = !first && dense(x, true);
-  if (!first && !last) fail(op, "the input must be contiguous or channels-last", "strides " + text(x.stride()));
-  if (last && (g.multiplier != 1 || x.size(1) < kLanes)) fail(op, "a channels-last input must have multiplier 1 and at least 16 channels", text(x.size()));
-  type_of(op, x.dtype());
+  const bool last = runs_last(given, g.multiplier);
+  const Settled settled(given, last || dense(given, false));
+  const Tensor& x = *settled;
   Ints size = out_size(g, x.dim() - 2);
   size.insert(size.begin(), {x.size(0), weight.size(0)});
   Tensor y = Tensor::empty(size, strides(size, last), x.dtype());
-  if (y.numel()) convolve(op, g, x, weight, bias, last, false, flush, y);
+  if (y.numel()) convolve(op, g, x, *Settled(weight, dense(weight, false)), *Settled(bias, !bias || dense(bias, false)), last, false, flush, y);
   return y;
 }
 
 // The gradient of an input of `size`: the adjoint, a convolution with stride 1 of grad_y spread by the stride.
-Tensor depthwise_grad_input(const Tensor& grad_y, const Tensor& weight, const Ints& size, const Ints& stride, const Ints& pads, const Ints& dilation, bool flush) {
+Tensor depthwise_grad_input(const Tensor& given, const Tensor& weight, const Ints& size, const Ints& stride, const Ints& pads, const Ints& dilation, bool flush) {
   const char* op = "depthwise_grad_input";
-  check_shapes(op, grad_y, weight);
-  if (weight.size(0) != grad_y.size(1)) fail(op, "weight must have the channels of grad_y", text(weight.size()));
-  const int64_t rank = grad_y.dim() - 2;
+  check_shapes(op, given, weight);
+  type_of(op, given.dtype());
+  if (weight.size(0) != given.size(1)) fail(op, "weight must have the channels of grad_y", text(weight.size()));
+  const int64_t rank = given.dim() - 2;
   DepthwiseGeometry g = geometry(op, size, spatial(weight), stride, pads, dilation, kZeros);
-  if (out_size(g, rank) != spatial(grad_y)) fail(op, "grad_y must have the size of the output " + text(out_size(g, rank)), text(grad_y.size()));
+  if (out_size(g, rank) != spatial(given)) fail(op, "grad_y must have the size of the output " + text(out_size(g, rank)), text(given.size()));
+  for (int64_t s : stride)
+    if (s > kSteepest) fail(op, "strides must be at most " + std::to_string(kSteepest), text(stride));
   for (int i = 0; i < 3; ++i) {
     std::swap(g.in[i], g.out[i]);
     g.spread[i] = g.stride[i];
     g.stride[i] = 1;
     g.before[i] = g.dilation[i] * (g.kernel[i] - 1) - g.before[i];
   }
-  const bool first = dense(grad_y, false), last = !first && dense(grad_y, true);
-  if (!first && !last) fail(op, "grad_y must be contiguous or channels-last", "strides " + text(grad_y.stride()));
-  if (last && grad_y.size(1) < kLanes) fail(op, "a channels-last grad_y must have at least 16 channels", text(grad_y.size()));
-  type_of(op, grad_y.dtype());
+  const bool last = runs_last(given, 1);
+  const Settled settled(given, last || dense(given, false));
+  const Tensor& grad_y = *settled;
   Ints whole = size;
   whole.insert(whole.begin(), {grad_y.size(0), grad_y.size(1)});
   Tensor grad_x = Tensor::empty(whole, strides(whole, last), grad_y.dtype());
-  if (grad_x.numel()) convolve(op, g, grad_y, weight, Tensor(), last, true, flush, grad_x);
+  if (grad_x.numel()) convolve(op, g, grad_y, *Settled(weight, dense(weight, false)), Tensor(), last, true, flush, grad_x);
   return grad_x;
 }
 
@@ -254,9 +259,8 @@ std::pair<Tensor, Tensor> depthwise_grad_weight(const Tensor& grad_y, const Tens
   DepthwiseGeometry g = geometry(op, spatial(x), kernel, stride, pads, dilation, kZeros);
   g.multiplier = grad_y.size(1) / x.size(1);
   if (out_size(g, x.dim() - 2) != spatial(grad_y)) fail(op, "grad_y must have the size of the output " + text(out_size(g, x.dim() - 2)), text(grad_y.size()));
-  const bool first = dense(x, false) && dense(grad_y, false), last = !first && dense(x, true) && dense(grad_y, true);
-  if (!first && !last) fail(op, "the input and grad_y must both be contiguous or both channels-last", "strides " + text(x.stride()) + " and " + text(grad_y.stride()));
-  if (last && (g.multiplier != 1 || x.size(1) < kLanes)) fail(op, "a channels-last input must have multiplier 1 and at least 16 channels", text(x.size()));
+  const bool last = runs_last(x, g.multiplier) && runs_last(grad_y, g.multiplier);
+  const Settled xs(x, last || dense(x, false)), gs(grad_y, last || dense(grad_y, false));
   const Type type = type_of(op, x.dtype());
   const int64_t outputs = grad_y.size(1), taps = volume(g.kernel);
   const int32_t kept = kept_in(x.dtype());
@@ -266,7 +270,7 @@ std::pair<Tensor, Tensor> depthwise_grad_weight(const Tensor& grad_y, const Tens
   char *wp = static_cast<char*>(grads.first.data()), *bp = bias ? static_cast<char*>(grads.second.data()) : nullptr;
   std::memset(wp, 0, size_t(outputs) * taps * type.sum);
   if (bias) std::memset(bp, 0, size_t(outputs) * type.sum);
-  if (x.numel()) (last ? gather_last : gather_planes)(type, g, x, grad_y, flush, wp, bp);
+  if (x.numel()) (last ? gather_last : gather_planes)(type, g, *xs, *gs, flush, wp, bp);
   return grads;
 }
 

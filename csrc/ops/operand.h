@@ -44,6 +44,38 @@ inline Ints strides(const Ints& size, bool last) {
   return stride;
 }
 
+inline int64_t element_size(int32_t dtype) { return dtype == aoti_torch_dtype_float64() ? 8 : dtype == aoti_torch_dtype_float32() ? 4 : 2; }
+
+// The same numbers, contiguous. What calls an op sees to this itself, but an exported program has forgotten to where nothing was to do.
+inline Tensor copied(const Tensor& t) {
+  Tensor to = Tensor::empty(t.size(), strides(t.size(), false), t.dtype());
+  const int64_t n = t.numel(), e = element_size(t.dtype());
+  const char* from = static_cast<const char*>(t.data());
+  char* out = static_cast<char*>(to.data());
+  Ints at(t.dim());
+  for (int64_t i = 0, offset = 0; i < n; ++i) {
+    std::memcpy(out + i * e, from + offset * e, e);
+    for (int64_t axis = t.dim() - 1; axis >= 0; --axis) {
+      offset += t.stride()[axis];
+      if (++at[axis] < t.size(axis)) break;
+      offset -= t.stride()[axis] * at[axis];
+      at[axis] = 0;
+    }
+  }
+  return to;
+}
+
+// A tensor, or a contiguous copy of it.
+class Settled {
+ public:
+  Settled(const Tensor& t, bool as_it_is) : copy_(t && !as_it_is ? copied(t) : Tensor()), used_(copy_ ? copy_ : t) {}
+  const Tensor& operator*() const { return used_; }
+
+ private:
+  Tensor copy_;
+  const Tensor& used_;
+};
+
 inline float widen_half(uint16_t h, bool bf) {
   uint32_t u;
   if (bf) {

@@ -39,12 +39,23 @@ def _is_transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
+def _is_out_of_proportion(weight: Tensor, windows: Grid) -> bool:
+    # the kernels set up tables by stride and by window
+    return any(s > 64 for s in windows.stride) or any(
+        d > 1 and d * (k - 1) > 1 << 20 for d, k in zip(windows.dilation, weight.shape[2:], strict=True)
+    )
+
+
 # in order; the first that holds sends a call to the composite path
 REFUSALS: tuple[tuple[str, Callable[[Tensor, Tensor, Tensor | None, Grid], bool]], ...] = (
     ("the native library is not there", lambda x, w, b, g: not _native.AVAILABLE),
     ("composite paths were asked for", lambda x, w, b, g: settings.is_composite_only()),
     ("the tensors are not on the CPU", lambda x, w, b, g: x.device.type != "cpu"),
     ("there are no channels or no samples", lambda x, w, b, g: x.shape[1] == 0 or x.shape[0] == 0),
+    (
+        "a stride is above 64, or a window covers more than a million positions of an axis",
+        lambda x, w, b, g: _is_out_of_proportion(w, g),
+    ),
     ("a torch.func transform or forward-mode differentiation is active", lambda x, w, b, g: _is_transformed()),
     (
         "a gradient is wanted through reflect, replicate or circular padding",
@@ -160,6 +171,8 @@ def _differentiable(
     stride, pads, dilation = windows
     grid = Grid(stride, tuple(zip(pads[::2], pads[1::2], strict=True)), dilation)
     with torch.enable_grad():
+        # by aliases of their own: operands may depend on one another, and hooks on them must not run here
+        x, weight, bias = x.view_as(x), weight.view_as(weight), None if bias is None else bias.view_as(bias)
         wide = accumulated_in(x)
         y = convolve(x.to(wide), weight.to(wide), None if bias is None else bias.to(wide), grid, x.shape[1]).to(x.dtype)
         wanted = [t for t, need in zip((x, weight, bias), needed, strict=True) if need and t is not None]
@@ -168,8 +181,8 @@ def _differentiable(
 
 
 def _fake(x: Tensor, channels: int, size: Any) -> Tensor:
-    """An output (N, channels, size…) in the memory format of ``x``."""
-    if is_channels_last(x):
+    """An output (N, channels, size…): channels-last where the raw op makes it so."""
+    if is_channels_last(x) and x.shape[1] == channels >= _LANES:
         return x.new_empty((x.shape[0], *size, channels)).movedim(-1, 1)
     return x.new_empty((x.shape[0], channels, *size))
 
