@@ -42,7 +42,7 @@ def _is_transformed() -> bool:
 def _is_out_of_proportion(weight: Tensor, windows: Grid) -> bool:
     # the kernels set up tables by stride and by window
     return any(s > 64 for s in windows.stride) or any(
-        d > 1 and d * (k - 1) > 1 << 20 for d, k in zip(windows.dilation, weight.shape[2:], strict=True)
+        d > 1 and d * (k - 1) > 1 << 20 for d, k in zip(windows.dilation, weight.shape[-len(windows.dilation) :], strict=True)
     )
 
 
