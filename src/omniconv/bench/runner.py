@@ -280,7 +280,7 @@ def _verified(technique: Technique, problem: Problem, settings: Settings) -> lis
     """
     made = []
     for form, asked in _forms(technique, problem):
-        layer = fresh_layer(technique, asked, settings.seed)
+        layer = fresh_layer(technique, asked.replace(channels_last=False), settings.seed)
         if asked.channels_last:
             layer.to(memory_format=FORMATS[asked.rank])  # type: ignore[call-overload]
         x = make_inputs(technique, asked, seed=settings.seed)["input"]
