@@ -111,6 +111,17 @@ def test_gradients_in_half_types_round_once_at_every_level(technique, problem, d
         assert torch.equal(ours, theirs.to(dtype))
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_weights_are_never_remembered(channels_last):
+    """A write that autograd's version counter does not see is seen by the next call."""
+    layer = omniconv.nn.DepthwiseConv2d(20, 3, bias=False)
+    x = torch.ones(1, 20, 5, 5)
+    x = x.to(memory_format=torch.channels_last) if channels_last else x
+    for value in (1.0, 2.0):
+        layer.weight.data.fill_(value)
+        assert (layer(x) == 9 * value).all()
+
+
 TILES = [
     "depthwise1d n1 c2 i9001 k5 p2",  # rows longer than a tile of planes
     "depthwise1d n1 c2 i17001 k3 s2 p1",

@@ -282,6 +282,7 @@ def _verified(technique: Technique, problem: Problem, settings: Settings) -> lis
     for form, asked in _forms(technique, problem):
         layer = fresh_layer(technique, asked.replace(channels_last=False), settings.seed)
         if asked.channels_last:
+            # torch's stubs know memory_format only beside other arguments
             layer.to(memory_format=FORMATS[asked.rank])  # type: ignore[call-overload]
         x = make_inputs(technique, asked, seed=settings.seed)["input"]
         share = verify_layer(layer, x)

@@ -423,7 +423,7 @@ def _readable(indices: Tensor) -> bool:
     return indices.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-if _native.AVAILABLE:
+if _native.AVAILABLE:  # torch leaves register_fake untyped as a decorator
 
     @torch.library.register_fake("omniconv::causal_update")  # type: ignore[untyped-decorator]
     def _fake_update(
