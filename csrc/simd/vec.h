@@ -1,4 +1,4 @@
-// The vector type of the instruction set being compiled: VECTOR_BYTES wide, by GCC/Clang vector extensions.
+// The vector type of the instruction set being compiled: VECTOR_BYTES wide, by GCC's vector extensions.
 // Included by kernels only; everything has internal linkage, so no copy built for one instruction set can serve another.
 #pragma once
 #include <cstdint>
