@@ -1,8 +1,12 @@
+from typing import Any
+
+import pytest
 import torch
 import torch.nn.functional as F
 
 from omniconv.functional import depthwise_conv1d, depthwise_conv2d
 from omniconv.nn import DepthwiseConv2d
+from omniconv.settings import composite_only
 from omniconv.techniques import parse
 from omniconv.techniques.depthwise import reference
 
@@ -38,3 +42,50 @@ def test_state_dict_is_that_of_a_grouped_convolution_both_ways():
 def test_needs_one_cth_of_the_standard_layer():
     technique, problem = parse("depthwise2d c64 i56 k3 psame")
     assert technique.cost(problem, bias=False).macs_dense == 64 * 9 * 56 * 56
+
+
+def known_call(**changed: Any) -> torch.Tensor:
+    called: dict[str, Any] = {"input": torch.ones(1, 2, 5), "weight": torch.ones(2, 1, 3), "bias": torch.ones(2), "padding": 1}
+    return depthwise_conv1d(**called | changed)
+
+
+@pytest.mark.parametrize(
+    ("changed", "error"),
+    [
+        ({"stride": True}, TypeError),
+        ({"stride": 1.0}, TypeError),
+        ({"dilation": (True,)}, TypeError),
+        ({"padding": ((1, 1.0),)}, TypeError),
+        ({"padding": None}, TypeError),
+        ({"activation": []}, ValueError),
+        ({"weight": torch.ones(2, 1, 3).to_sparse()}, TypeError),
+        ({"input": torch.ones(1, 2, 5).to_sparse()}, TypeError),
+        ({"bias": torch.ones(2).to_sparse()}, TypeError),
+        ({"weight": torch.ones(2, 1, 3, dtype=torch.float64)}, ValueError),
+        ({"bias": torch.ones(2, dtype=torch.float64)}, ValueError),
+        ({"bias": torch.ones(2, device="meta")}, ValueError),
+        ({"bias": torch.ones(1)}, ValueError),
+        ({"bias": [1.0, 1.0]}, TypeError),
+    ],
+)
+def test_a_known_call_admits_nothing_that_is_equal_to_it(changed: dict[str, Any], error: type[Exception]) -> None:
+    known_call()
+    known_call()
+    with pytest.raises(error, match="depthwise_conv1d: "):
+        known_call(**changed)
+
+
+def test_a_known_call_heeds_what_has_changed_around_it() -> None:
+    known_call()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert known_call().dtype == torch.bfloat16
+    assert known_call(input=torch.ones(1, 2, 5, device="meta"), weight=torch.ones(2, 1, 3, device="meta"), bias=None).is_meta
+    assert torch.func.vmap(lambda x: known_call(input=x))(torch.ones(3, 1, 2, 5)).shape == (3, 1, 2, 5)
+    reflected = known_call(padding_mode="reflect")
+    x = torch.ones(1, 2, 5, requires_grad=True)
+    y = known_call(input=x, padding_mode="reflect")
+    assert torch.equal(y, reflected)
+    y.sum().backward()
+    assert x.grad is not None
+    with composite_only():
+        assert torch.equal(known_call(), known_call(stride=[1]))

@@ -28,7 +28,7 @@ def windows_of(
     mode: str,
 ) -> Grid:
     """:func:`omniconv.geometry.grid`, remembered: the answer is a matter of these integers alone, and is asked at every call."""
-    if torch.compiler.is_compiling() or not (_is_plain(stride) and _is_plain(padding) and _is_plain(dilation)):
+    if torch.compiler.is_compiling() or not (is_plain(stride) and is_plain(padding) and is_plain(dilation)):
         return grid(op, size, kernel, stride, padding, dilation, mode)
     try:
         return _remembered(op, size, kernel, stride, padding, dilation, mode)
@@ -39,11 +39,11 @@ def windows_of(
 _remembered = lru_cache(maxsize=4096)(grid)
 
 
-def _is_plain(value: Any) -> bool:
+def is_plain(value: Any) -> bool:
     """Ints, names and pairs of them, told from what is equal to them but not allowed, such as True and 1.0."""
     kind = type(value)
     if kind is tuple:
-        return all(type(part) is int or (type(part) is tuple and _is_plain(part)) for part in value)
+        return all(type(part) is int or (type(part) is tuple and is_plain(part)) for part in value)
     return kind is int or kind is str
 
 

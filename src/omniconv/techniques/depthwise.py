@@ -16,7 +16,7 @@ from omniconv.geometry import Padding, grid
 from omniconv.problem import Problem
 from omniconv.techniques._activation import activate, check_activation
 from omniconv.techniques._bound import activation_error, linear_error
-from omniconv.techniques._depthwise import ENGINE, deliver_depthwise
+from omniconv.techniques._depthwise import ENGINE, call_key, deliver_depthwise, depthwise, known, remember
 from omniconv.techniques._equation import grid_convolution
 from omniconv.techniques._grid import (
     TAKES,
@@ -88,15 +88,20 @@ def depthwise_conv(
 
     Source: Sifre 2014 (PhD thesis, ch. 6); Chollet 2017, arXiv:1610.02357.
     """
-    op = f"depthwise_conv{rank}d"
+    op = _NAMES[rank]
+    key = call_key(op, input, weight, bias, stride, padding, dilation, padding_mode, activation)
+    if key is not None and (found := known(key, input, weight, bias)) is not None:
+        return depthwise(input, weight, bias, found.windows, activation, integers=found.integers)
     x, weight, bias = receive(op, rank, input, weight=weight, bias=bias)
     check_weight(op, x, weight, groups=max(x.shape[1], 1))
     check_bias(op, bias, weight.shape[0])
     check_activation(op, activation)
     windows = windows_of(op, x.shape[2:], weight.shape[2:], stride, padding, dilation, padding_mode)
+    remember(key, rank, input, weight, bias, windows)
     return deliver_depthwise(input, rank, x, weight, bias, windows, activation)
 
 
+_NAMES = {rank: f"depthwise_conv{rank}d" for rank in (1, 2, 3)}
 depthwise_conv1d, depthwise_conv2d, depthwise_conv3d = per_rank(depthwise_conv)
 
 
