@@ -16,7 +16,6 @@ from omniconv.problem import Problem
 from omniconv.techniques._activation import activate, check_activation
 from omniconv.techniques._bound import activation_error, gamma, linear_error
 from omniconv.techniques._equation import padded, sampled, with_bias
-from omniconv.techniques._grid import pad
 from omniconv.techniques._layer import Layer
 from omniconv.techniques._operator import check_bias, deliver, fail
 
@@ -256,44 +255,6 @@ def kernel_bound(
 
     made = linear_error(convolution, u, kernel.shape[axis] + 1, weights, error, input, bias)
     return activation_error(convolution(weights, input, bias), made, activation, u)
-
-
-def through_torch(
-    compute: Callable[[Tensor, Tensor, Tensor | None, Grid], Tensor],
-    axis: int,
-    input: Tensor,
-    kernel: Tensor,
-    bias: Tensor | None,
-    padding: Padding,
-    *,
-    dilation: int | Sequence[int] = 1,
-    softmax: bool = True,
-    layout: str = "NCT",
-    padding_mode: str = "zeros",
-    padding_mask: Tensor | None = None,
-    weight_dropout: float = 0.0,
-    training: bool = False,
-    activation: str | None = None,
-) -> Tensor:
-    """What peers share: ``compute(x, kernel, bias, windows)`` of (N, C, T) and the kernel as it is applied, in any layout."""
-    axes = LAYOUTS[layout]
-    x = axes.channel_first(masked(input, padding_mask, axes))
-    windows = windows_of("torch", x.shape[2], kernel.shape[axis], padding, dilation, padding_mode)
-    kernel = normalised(kernel, axis, softmax, weight_dropout if training else 0.0)
-    return axes.of(activate(compute(x, kernel, bias, windows), activation))
-
-
-def unfolded(x: Tensor, kernels: Tensor, bias: Tensor | None, windows: Grid) -> Tensor:
-    """What fairseq falls back to without its CUDA kernels: K copies of the input, and a matrix product per head and position.
-
-    x (N, C, T), kernels (N, H, K, T).
-    """
-    batch, heads, taps, outputs = kernels.shape
-    step = windows.dilation[0]
-    copies = pad(x, windows).unfold(2, step * (taps - 1) + 1, 1)[..., ::step]
-    copies = copies.unflatten(1, (heads, x.shape[1] // heads)).transpose(2, 3).flatten(0, 2)
-    products = torch.bmm(copies, kernels.transpose(2, 3).reshape(batch * heads * outputs, taps, 1))
-    return with_bias(products.view(batch, heads, outputs, x.shape[1] // heads).transpose(2, 3).flatten(1, 2), bias)
 
 
 class SequenceLayer(Layer):

@@ -39,12 +39,11 @@ from omniconv.techniques._sequence import (
     received_mask,
     run,
     shift_and_add,
-    through_torch,
-    unfolded,
     variant,
     windows_of,
 )
-from omniconv.techniques._technique import Operand, Peer, Stage, Technique
+from omniconv.techniques._sequence_peers import DYNAMIC_PEERS
+from omniconv.techniques._technique import Operand, Stage, Technique
 from omniconv.techniques.pointwise import pointwise_conv1d
 
 CONTEXTS = ("position", "mean")
@@ -326,14 +325,6 @@ def layer(problem: Problem) -> nn.Module:
     )
 
 
-def _unfold(input: Tensor, kernels: Tensor, bias: Tensor | None = None, padding: Padding = "same", **settings: Any) -> Tensor:
-    def compute(x: Tensor, kernels: Tensor, bias: Tensor | None, windows: Grid) -> Tensor:
-        outputs = windows.output_size(x.shape[2:], kernels.shape[2:3])
-        return unfolded(x, kernels.expand(*kernels.shape[:3], *outputs), bias, windows)
-
-    return through_torch(compute, 2, input, kernels, bias, padding, **settings)
-
-
 TECHNIQUE = Technique(
     name="dynamic",
     title="Dynamic",
@@ -360,6 +351,6 @@ TECHNIQUE = Technique(
     stages=stages,
     bound=bound,
     variant=variant,
-    peers=(Peer("torch unfold", _unfold),),
+    peers=DYNAMIC_PEERS,
     linear={"softmax": False},
 )

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from omniconv.geometry import Grid, Padding
 from omniconv.problem import Problem
-from omniconv.techniques._grid import convolve as convolve_on_grid
 from omniconv.techniques._grid import grid_stage
 from omniconv.techniques._operator import receive
 from omniconv.techniques._sequence import (
@@ -39,12 +38,11 @@ from omniconv.techniques._sequence import (
     of_channels,
     run,
     shift_and_add,
-    through_torch,
-    unfolded,
     variant,
     windows_of,
 )
-from omniconv.techniques._technique import Operand, Peer, Stage, Technique
+from omniconv.techniques._sequence_peers import LIGHTWEIGHT_PEERS
+from omniconv.techniques._technique import Operand, Stage, Technique
 
 
 def reference(
@@ -234,22 +232,6 @@ def layer(problem: Problem) -> nn.Module:
     return LightweightConv1d(problem.channels, problem.kernel, heads_of(problem), bias=True, **arguments(problem))
 
 
-def _depthwise(input: Tensor, weight: Tensor, bias: Tensor | None = None, padding: Padding = "same", **settings: Any) -> Tensor:
-    def compute(x: Tensor, weight: Tensor, bias: Tensor | None, windows: Grid) -> Tensor:
-        per_channel = weight.repeat_interleave(x.shape[1] // weight.shape[0], 0).unsqueeze(1)
-        return convolve_on_grid(x, per_channel, bias, windows, x.shape[1])
-
-    return through_torch(compute, 1, input, weight, bias, padding, **settings)
-
-
-def _unfold(input: Tensor, weight: Tensor, bias: Tensor | None = None, padding: Padding = "same", **settings: Any) -> Tensor:
-    def compute(x: Tensor, weight: Tensor, bias: Tensor | None, windows: Grid) -> Tensor:
-        outputs = windows.output_size(x.shape[2:], weight.shape[1:])
-        return unfolded(x, weight[None, :, :, None].expand(x.shape[0], *weight.shape, *outputs), bias, windows)
-
-    return through_torch(compute, 1, input, weight, bias, padding, **settings)
-
-
 TECHNIQUE = Technique(
     name="lightweight",
     title="Lightweight",
@@ -276,6 +258,6 @@ TECHNIQUE = Technique(
     stages=stages,
     bound=bound,
     variant=variant,
-    peers=(Peer("torch depthwise", _depthwise), Peer("torch unfold", _unfold)),
+    peers=LIGHTWEIGHT_PEERS,
     linear={"softmax": False},
 )
