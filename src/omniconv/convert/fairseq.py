@@ -1,4 +1,4 @@
-"""fairseq's LightweightConv1d, LightweightConv1dTBC and DynamicConv1dTBC as our layers, and their weights back.
+"""fairseq's LightweightConv1d, LightweightConv1dTBC and DynamicConv1dTBC as our layers, its blocks as ours, and their weights back.
 
     fairseq                         ours                            head of channel c
     LightweightConv1d (B×C×T)       InterleavedLightweightConv1d    c % H
@@ -8,11 +8,15 @@
 The two orders of heads differ, although the weights look the same. fairseq itself is not needed: its modules are known by their
 attributes. In training, LightweightConv1dTBC drops weights anew for every sample and position, ours (and fairseq's CUDA layer) once
 a call. Masked inputs, which fairseq's models zero before the layer, are our layers' ``padding_mask``.
+
+LightConvEncoderLayer and LightConvDecoderLayer are the two forms of LightConvBlock and DynamicConvBlock in ``omniconv.models``;
+their state dicts go there and back by :func:`block_state_from_fairseq` and :func:`block_state_to_fairseq`.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -22,6 +26,13 @@ from omniconv.techniques.lightweight import LightweightConv1d
 
 _DYNAMIC = {"weight_linear.weight": "projection.weight", "weight_linear.bias": "projection.bias", "conv_bias": "bias"}
 _LIGHTWEIGHT = {"weight": "weight", "bias": "bias"}
+_LINEAR = {
+    "linear1": "input_projection", "linear2": "output_projection", "fc1": "feed_forward_in", "fc2": "feed_forward_out",
+}  # fmt: skip
+_ENCODER = _LINEAR | {"layer_norms.0": "conv_norm", "layer_norms.1": "feed_forward_norm"}
+_DECODER = _LINEAR | {"conv_layer_norm": "conv_norm", "final_layer_norm": "feed_forward_norm"}
+_ATTENTION = {"encoder_attn.out_proj": "attention.out_proj", "encoder_attn_layer_norm": "attention_norm"}
+_PARTS = ("weight", "bias")
 
 
 class InterleavedLightweightConv1d(LightweightConv1d):
@@ -159,6 +170,123 @@ def state_to_fairseq(state: Mapping[str, Tensor], prefix: str = "") -> dict[str,
     if not dynamic:
         renamed[prefix + "weight"] = renamed[prefix + "weight"].unsqueeze(1)
     return renamed
+
+
+def block_state_from_fairseq(state: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
+    """The state dict of a LightConvEncoderLayer or LightConvDecoderLayer under our names, for a strict ``load_state_dict``.
+
+    A decoder layer goes into a block with ``causal=True``, and ``attention=True`` if it has ``encoder_attn``; one with
+    ``conv.weight`` into a LightConvBlock, one with ``conv.weight_linear`` into a DynamicConvBlock. Sizes are those of the tensors;
+    ``normalize_before`` and the number of attention heads no tensor tells.
+
+    Args:
+        state: Of the layer, or of a model that holds it.
+        prefix: What the layer's entries start with in ``state``, such as "encoder.layers.0.".
+
+    Returns:
+        What ``omniconv.models.LightConvBlock`` or ``DynamicConvBlock`` names so. Projections of queries, keys and values, apart in
+        today's fairseq and together in the first, are together.
+
+    Raises:
+        ValueError: There are no entries, entries missing, or entries of another module.
+
+    Example:
+        >>> from omniconv.models import LightConvBlock
+        >>> ours = LightConvBlock(6, 3, heads=2)
+        >>> theirs = block_state_to_fairseq(ours.state_dict(), "encoder.layers.0.")
+        >>> theirs["encoder.layers.0.linear1.weight"].shape, theirs["encoder.layers.0.conv.weight"].shape
+        (torch.Size([12, 6]), torch.Size([2, 1, 3]))
+        >>> ours.load_state_dict(block_state_from_fairseq(theirs, "encoder.layers.0."))
+        <All keys matched successfully>
+
+    Source: Wu et al. 2019, arXiv:1901.10430, and its implementation, fairseq.
+    """
+    op = "block_state_from_fairseq"
+    own = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+    decoder = "conv_layer_norm.weight" in own
+    attention = any(key.startswith("encoder_attn.") for key in own)
+    names = _block_names(decoder, attention)
+    others = {key for key in own if not key.startswith("conv.")}
+    missing = sorted(set(names) - others) + ["conv"] * (len(others) == len(own))
+    unknown = sorted(others - set(names) - _projections(own))
+    if missing or unknown:
+        _refuse_keys(op, "LightConvDecoderLayer" if decoder else "LightConvEncoderLayer", missing, unknown)
+    renamed = {f"conv.{name}": value for name, value in state_from_fairseq(own, "conv.").items()}
+    if attention:
+        renamed |= _attention_from_fairseq(op, own)
+    return renamed | {ours: own[theirs] for theirs, ours in names.items()}
+
+
+def block_state_to_fairseq(state: Mapping[str, Tensor], prefix: str = "", *, decoder: bool | None = None) -> dict[str, Tensor]:
+    """The inverse of :func:`block_state_from_fairseq`: the state dict of one of our blocks for the fairseq layer it stands for.
+
+    Args:
+        state: Of a LightConvBlock or DynamicConvBlock.
+        prefix: Put before every name.
+        decoder: Whether the layer is a decoder's; by default, if there is attention. A causal block without attention has the
+            names of an encoder layer unless it is said.
+
+    Returns:
+        fairseq's entries, with the projections of queries, keys and values apart.
+
+    Raises:
+        ValueError: The entries are not those of a block, or those of attention are to go into an encoder layer.
+
+    Example:
+        >>> from omniconv.models import DynamicConvBlock
+        >>> ours = DynamicConvBlock(6, 3, heads=2, causal=True)
+        >>> sorted(name for name in block_state_to_fairseq(ours.state_dict(), decoder=True) if "norm" in name)
+        ['conv_layer_norm.bias', 'conv_layer_norm.weight', 'final_layer_norm.bias', 'final_layer_norm.weight']
+    """
+    op = "block_state_to_fairseq"
+    attention = "attention.in_proj_weight" in state
+    if attention and decoder is False:
+        raise ValueError(f"{op}: decoder must be True where there is attention, got {decoder}")
+    names = {ours: theirs for theirs, ours in _block_names(attention if decoder is None else decoder, attention).items()}
+    own = {key: value for key, value in state.items() if not key.startswith("conv.")}
+    fused = {f"attention.in_proj_{part}" for part in _PARTS} if attention else set()
+    missing, unknown = sorted((set(names) | fused) - set(own)), sorted(set(own) - set(names) - fused)
+    if missing or unknown:
+        _refuse_keys(op, "LightConvBlock or DynamicConvBlock", missing, unknown)
+    renamed = {prefix + theirs: own[ours] for ours, theirs in names.items()}
+    for part in _PARTS if attention else ():
+        for which, value in zip("qkv", own[f"attention.in_proj_{part}"].chunk(3), strict=True):
+            renamed[f"{prefix}encoder_attn.{which}_proj.{part}"] = value
+    convolution = {key[len("conv.") :]: value for key, value in state.items() if key.startswith("conv.")}
+    return renamed | state_to_fairseq(convolution, f"{prefix}conv.")
+
+
+def _block_names(decoder: bool, attention: bool) -> dict[str, str]:
+    """fairseq's names as ours, of all that is renamed and no more."""
+    modules = (_DECODER if decoder else _ENCODER) | (_ATTENTION if attention else {})
+    return {f"{theirs}.{part}": f"{ours}.{part}" for theirs, ours in modules.items() for part in _PARTS}
+
+
+def _projections(state: Mapping[str, Tensor]) -> set[str]:
+    """Those of queries, keys and values, in either form, if the state has them."""
+    apart = {f"encoder_attn.{which}_proj.{part}" for which in "qkv" for part in _PARTS}
+    return (apart | {f"encoder_attn.in_proj_{part}" for part in _PARTS}) & set(state)
+
+
+def _attention_from_fairseq(op: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    made = {}
+    for part in _PARTS:
+        fused = f"encoder_attn.in_proj_{part}"
+        apart = [f"encoder_attn.{which}_proj.{part}" for which in "qkv"]
+        if (fused in state) == any(name in state for name in apart) or (fused not in state and not all(n in state for n in apart)):
+            got = [name for name in (fused, *apart) if name in state]
+            raise ValueError(f"{op}: the entries must have {fused} or {', '.join(apart)}, got {', '.join(got) or 'none'}")
+        values = [state[fused]] if fused in state else [state[name] for name in apart]
+        if len({value.shape for value in values}) > 1:
+            shapes = ", ".join(str(tuple(value.shape)) for value in values)
+            raise ValueError(f"{op}: queries, keys and values must be projected from as many channels, got shapes {shapes}")
+        made[f"attention.in_proj_{part}"] = torch.cat(values)
+    return made
+
+
+def _refuse_keys(op: str, module: str, missing: Sequence[str], unknown: Sequence[str]) -> None:
+    got = "; ".join(f"{word} {', '.join(keys)}" for word, keys in (("without", missing), ("also", unknown)) if keys)
+    raise ValueError(f"{op}: the entries must be those of a {module}, got them {got}")
 
 
 def _check_keys(op: str, state: Mapping[str, Tensor], names: Mapping[str, str], needed: str) -> None:
