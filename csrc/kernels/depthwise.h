@@ -37,9 +37,9 @@ struct PlanesKernels {
 // Channels last, multiplier 1, at least a vector of channels.
 struct LastKernels {
   size_t (*scratch_bytes)(const DepthwiseGeometry&);
-  // Rows [first, last) of out[0]·out[1] of one sample of C channels; weight (taps, C).
-  void (*forward)(const DepthwiseGeometry&, int64_t channels, int64_t first, int64_t last, const void* x, const void* weight, const void* bias, void* y,
-                  void* scratch);
+  // Columns [begin, end) of rows [first, last) of out[0]·out[1] of one sample of C channels; weight (taps, C).
+  void (*forward)(const DepthwiseGeometry&, int64_t channels, int64_t first, int64_t last, int64_t begin, int64_t end, const void* x, const void* weight,
+                  const void* bias, void* y, void* scratch);
   // Channels [c0, c1), whole vectors of them, of one sample; grad_weight (taps, C), and grad_bias (C) unless it is null, are added to.
   void (*grad_weight)(const DepthwiseGeometry&, int64_t channels, int64_t c0, int64_t c1, const void* x, const void* grad_y, void* grad_weight,
                       void* grad_bias, void* scratch);

@@ -152,6 +152,7 @@ struct Tiling {
     } else if (crowded) {
       columns = min64(columns, kNarrow);
     }
+    if (rows == 1) width = C;  // nothing is met again: what a row meets is found out once for all strips
   }
 };
 
@@ -190,25 +191,26 @@ template <class E, class A> void meet(Rows<E, A>& rows, int64_t oa, int64_t ob, 
   }
 }
 
-// f(row, outputs [begin, end), channels [c, until)) over rows [first, last) and channels [c0, c1), with the row's meetings made.
+// f(row, outputs [begin, end), channels [c, until)) over rows [first, last), their outputs [o0, o1) and channels [c0, c1), with the row's
+// meetings made.
 template <class E, class A, class F>
-INLINE void walk(Rows<E, A>& rows, int64_t first, int64_t last, int64_t c0, int64_t c1, const E* x, const A* w, const F& f) {
+INLINE void walk(Rows<E, A>& rows, int64_t first, int64_t last, int64_t o0, int64_t o1, int64_t c0, int64_t c1, const E* x, const A* w, const F& f) {
   const DepthwiseGeometry& g = rows.g;
   const Tiling tile(g, rows.C, sizeof(E));
   for (int64_t r0 = first; r0 < last; r0 += tile.rows)
-    for (int64_t o = 0; o < g.out[2]; o += tile.columns)
+    for (int64_t o = o0; o < o1; o += tile.columns)
       for (int64_t c = c0; c < c1; c += tile.width)
         for (int64_t r = r0; r < min64(r0 + tile.rows, last); ++r) {
           meet(rows, r / g.out[1], r % g.out[1], x, w);
-          f(r, o, min64(o + tile.columns, g.out[2]), c, min64(c + tile.width, c1));
+          f(r, o, min64(o + tile.columns, o1), c, min64(c + tile.width, c1));
         }
 }
 
 template <class E, class A, int KW, int S>
-void tiles(const DepthwiseGeometry& g, int64_t C, int64_t first, int64_t last, const E* x, const A* w, const A* bias, E* y, void* scratch) {
+void tiles(const DepthwiseGeometry& g, int64_t C, int64_t first, int64_t last, int64_t o0, int64_t o1, const E* x, const A* w, const A* bias, E* y, void* scratch) {
   constexpr int64_t L = Vec<A>::lanes;
   Rows<E, A> rows = rows_of<E, A>(g, C, scratch);
-  walk(rows, first, last, 0, C, x, w, [&](int64_t r, int64_t begin, int64_t end, int64_t c0, int64_t c1) {
+  walk(rows, first, last, o0, o1, 0, C, x, w, [&](int64_t r, int64_t begin, int64_t end, int64_t c0, int64_t c1) {
     for (int64_t c = c0; c < c1; c += L) {
       const int64_t i = min64(c, C - L);  // the last vector goes over some channels twice
       if (KW == 0 && S == 1 && g.spread[2] > 1) spread_outputs(rows, begin, end, i, bias, y + r * g.out[2] * C);
@@ -218,13 +220,14 @@ void tiles(const DepthwiseGeometry& g, int64_t C, int64_t first, int64_t last, c
 }
 
 template <class E>
-void forward(const DepthwiseGeometry& g, int64_t C, int64_t first, int64_t last, const void* x, const void* w, const void* bias, void* y, void* scratch) {
+void forward(const DepthwiseGeometry& g, int64_t C, int64_t first, int64_t last, int64_t o0, int64_t o1, const void* x, const void* w, const void* bias,
+             void* y, void* scratch) {
   typedef typename Sum<E>::type A;
   const bool straight = g.dilation[2] == 1 && g.mode == kZeros && g.stride[2] <= 2;
   const int64_t form = !straight ? 0 : g.spread[2] > 1 ? 1 : g.kernel[2] * 10 + g.stride[2];  // what is spread has stride 1
   const auto run = form == 31 ? tiles<E, A, 3, 1> : form == 32 ? tiles<E, A, 3, 2> : form == 51 ? tiles<E, A, 5, 1> : form == 52 ? tiles<E, A, 5, 2>
-                 : form == 71 ? tiles<E, A, 7, 1> : form % 10 == 1 ? tiles<E, A, 0, 1> : tiles<E, A, 0, 0>;
-  run(g, C, first, last, (const E*)x, (const A*)w, (const A*)bias, (E*)y, scratch);
+                 : form == 71 ? tiles<E, A, 7, 1> : form == 41 ? tiles<E, A, 4, 1> : form % 10 == 1 ? tiles<E, A, 0, 1> : tiles<E, A, 0, 0>;
+  run(g, C, first, last, o0, o1, (const E*)x, (const A*)w, (const A*)bias, (E*)y, scratch);
 }
 
 // Gradients of Q rows of taps, T taps of each from t0 on, from outputs [begin, end) of one row and one vector of channels: they are added to.
@@ -296,7 +299,7 @@ template <class E, class A> INLINE void total(int64_t begin, int64_t end, const 
 template <class E, class A, int KW, int Q>
 void gather_tiles(const DepthwiseGeometry& g, int64_t C, int64_t c0, int64_t c1, const E* x, const E* gy, A* gw, A* gb, void* scratch) {
   Rows<E, A> rows = rows_of<E, A>(g, C, scratch);
-  walk(rows, 0, g.out[0] * g.out[1], c0, c1, x, (const A*)gw, [&](int64_t r, int64_t begin, int64_t end, int64_t from, int64_t to) {
+  walk(rows, 0, g.out[0] * g.out[1], 0, g.out[2], c0, c1, x, (const A*)gw, [&](int64_t r, int64_t begin, int64_t end, int64_t from, int64_t to) {
     const E* grads = gy + r * g.out[2] * C;
     for (int64_t c = from; c < to; c += Vec<A>::lanes) {
       gather_row<E, A, KW, Q>(rows, begin, end, grads, c);

@@ -133,15 +133,19 @@ void convolve(const char* op, const DepthwiseGeometry& g, const Tensor& x, const
   const char* xp = static_cast<const char*>(x.data());
   char* yp = static_cast<char*>(y.data());
   if (last) {
-    const int64_t rows = g.out[0] * g.out[1];
+    // a sequence is one long row: it is shared out in pieces
+    constexpr int64_t kPiece = 512;
+    const int64_t rows = g.out[0] * g.out[1], pieces = rows > 1 ? 1 : std::max<int64_t>(1, g.out[2] / kPiece), units = rows * pieces;
     const size_t scratch = type.last.scratch_bytes(g);
-    parallel_for(samples * rows, grain(work * channels / rows), [&](int64_t first, int64_t end) {
+    parallel_for(samples * units, grain(work * channels / units), [&](int64_t first, int64_t end) {
       Flush guard(flush);
       Scratch space(scratch);
-      for (int64_t r = first; r < end;) {
-        const int64_t n = r / rows, until = std::min(end, (n + 1) * rows);
-        type.last.forward(g, channels, r - n * rows, until - n * rows, xp + n * in * channels * type.element, w, b, yp + n * out * channels * type.element, space.data());
-        r = until;
+      for (int64_t u = first; u < end;) {
+        const int64_t n = u / units, from = u - n * units, until = std::min(end - n * units, units);
+        const bool one = pieces > 1;  // then a unit is a piece of the one row
+        type.last.forward(g, channels, one ? 0 : from, one ? 1 : until, one ? from * g.out[2] / pieces : 0, one ? until * g.out[2] / pieces : g.out[2],
+                          xp + n * in * channels * type.element, w, b, yp + n * out * channels * type.element, space.data());
+        u = n * units + until;
       }
     });
     return;
@@ -245,8 +249,7 @@ void gather_last(const Type& type, const DepthwiseGeometry& g, const Tensor& x, 
     over(channels - kLanes, channels, apart);
     for (int64_t t = 0; t <= taps; ++t) std::memcpy(sums.data() + t * row + whole * type.sum, apart.data() + t * row + whole * type.sum, rest * type.sum);
   }
-  if (type.sum == 8) transpose(reinterpret_cast<const double*>(sums.data()), reinterpret_cast<double*>(wp), taps, channels, [](double v) { return v; });
-  else transpose(reinterpret_cast<const float*>(sums.data()), reinterpret_cast<float*>(wp), taps, channels, [](float v) { return v; });
+  deal(sums.data(), kept_in(x.dtype()), wp, taps, channels, true, false);
   if (bp) std::memcpy(bp, sums.data() + taps * row, row);
 }
 

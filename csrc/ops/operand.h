@@ -76,57 +76,14 @@ class Settled {
   const Tensor& used_;
 };
 
-inline float widen_half(uint16_t h, bool bf) {
-  uint32_t u;
-  if (bf) {
-    u = uint32_t(h) << 16;
-  } else {
-    const uint32_t sign = uint32_t(h & 0x8000) << 16, exponent = (h >> 10) & 31, mantissa = h & 0x3ff;
-    if (exponent == 0) {
-      const float f = float(mantissa) * 5.9604644775390625e-08f;  // 2^-24
-      return sign ? -f : f;
-    }
-    u = sign | (exponent == 31 ? 0x7f800000u : (exponent + 112) << 23) | mantissa << 13;
-  }
-  float f;
-  std::memcpy(&f, &u, 4);
-  return f;
-}
-
-// Rows of `from` (rows, columns) become columns of `to`, tile by tile so that both stay in L1.
-template <class To, class From, class Widen> void transpose(const From* from, To* to, int64_t rows, int64_t columns, Widen wide) {
-  constexpr int64_t kSide = 16;
-  for (int64_t r0 = 0; r0 < rows; r0 += kSide)
-    for (int64_t c = 0; c < columns; ++c)
-      for (int64_t r = r0; r < std::min(r0 + kSide, rows); ++r) to[c * rows + r] = wide(from[r * columns + c]);
-}
-
-template <class To, class From, class Widen>
-void deal(const From* from, To* to, int64_t outputs, int64_t taps, bool last, bool reversed, Widen wide) {
-  if (last) {
-    transpose(from, to, outputs, taps, wide);
-    if (reversed)
-      for (int64_t t = 0; t < taps / 2; ++t) std::swap_ranges(to + t * outputs, to + (t + 1) * outputs, to + (taps - 1 - t) * outputs);
-    return;
-  }
-  for (int64_t o = 0; o < outputs; ++o)
-    for (int64_t t = 0; t < taps; ++t) to[o * taps + t] = wide(from[o * taps + (reversed ? taps - 1 - t : t)]);
-}
-
 // The type that sums of elements are kept in.
 inline int32_t kept_in(int32_t dtype) { return dtype == aoti_torch_dtype_float64() ? dtype : aoti_torch_dtype_float32(); }
 
-// Weights (outputs, taps) of a tensor, which has the type of the elements or of the sums, in the latter, their taps reversed where asked;
-// (taps, outputs) where `last`.
+// Weights (outputs, taps), which have the type of the elements or of the sums, in the latter, their taps reversed where asked; (taps, outputs)
+// where `last`.
+void deal(const void* weights, int32_t dtype, void* out, int64_t outputs, int64_t taps, bool last, bool reversed);
 inline void deal(const Tensor& t, void* out, int64_t outputs, int64_t taps, bool last, bool reversed) {
-  const void* p = t.data();
-  if (t.dtype() == aoti_torch_dtype_float64())
-    return deal(static_cast<const double*>(p), static_cast<double*>(out), outputs, taps, last, reversed, [](double x) { return x; });
-  float* to = static_cast<float*>(out);
-  if (t.dtype() == aoti_torch_dtype_float32()) return deal(static_cast<const float*>(p), to, outputs, taps, last, reversed, [](float x) { return x; });
-  const uint16_t* half = static_cast<const uint16_t*>(p);
-  if (t.dtype() == aoti_torch_dtype_bfloat16()) deal(half, to, outputs, taps, last, reversed, [](uint16_t x) { return widen_half(x, true); });
-  else deal(half, to, outputs, taps, last, reversed, [](uint16_t x) { return widen_half(x, false); });
+  deal(t.data(), t.dtype(), out, outputs, taps, last, reversed);
 }
 
 // How many units of `work` multiply-adds make a chunk worth a thread: about ten microseconds.
