@@ -292,6 +292,7 @@ BITS = [
     "depthwise1d n5 c6 i700 k31 p15",
     "depthwise2d n5 c7 i33x41 k3 p1",
     "depthwise2d n5 c50 i33x41 k5 s2 p2 cl",
+    "depthwise2d n5 c40 i1x2100 k1x4 p0x3 cl",
     "depthwise3d n3 c20 i5x9x17 k3 p1 cl",
 ]
 
@@ -319,6 +320,30 @@ def test_threads_and_batch_leave_the_bits_alone(text, dtype, level):
         torch.set_num_threads(threads)
     assert all(torch.equal(a, b) for a, b in zip(one, three, strict=True))
     assert all(torch.equal(a[2:3], b) for a, b in zip(one[:2], alone[:2], strict=True))
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+@pytest.mark.parametrize("channels", [3, 20])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_padding_adds_nothing_whatever_its_weight_is(value, channels, dtype, memory_format, level):
+    x = torch.ones(1, channels, 6, 5, dtype=dtype).to(memory_format=memory_format)
+    w = torch.ones(2 * channels, 1, 3, 3, dtype=dtype)
+    w[2, 0, 0, 1] = value  # of channel 1
+    y = depthwise_conv2d(x, w, padding=1, activation="relu6")
+    assert y[:, 2, 0].isfinite().all()
+    assert not (y[:, 2, 1:] < 6).any()
+    y[:, 2] = 0
+    assert y.isfinite().all()
+    w = w[::2].contiguous()
+    (grad,) = torch.autograd.grad(
+        depthwise_conv2d(x.requires_grad_(), w, padding=1, stride=2), x, torch.ones(1, channels, 3, 3, dtype=dtype)
+    )
+    assert (
+        grad[:, 1, 1::2, ::2].isfinite().logical_not().sum() == 6
+    )  # what a window's upper tap reads: rows 1, 3 (and −1), columns 0, 2, 4
+    grad[:, 1, 1::2, ::2] = 0
+    assert grad.isfinite().all()
 
 
 def test_precise_keeps_denormals_and_the_default_flushes_them():

@@ -25,7 +25,7 @@ struct DepthwiseGeometry {
   Activation activation;
 };
 
-// Contiguous planes.
+// Contiguous planes. Weights are finite, where there is padding: it is multiplied.
 struct PlanesKernels {
   size_t (*scratch_bytes)(const DepthwiseGeometry&);
   // `planes` channels of x (in…) one after the other to `planes`·multiplier channels of y (out…); weight (planes·multiplier, taps).
@@ -45,8 +45,12 @@ struct LastKernels {
                       void* grad_bias, void* scratch);
 };
 
+// One channel of x (in…) to its channels of y (out…), contiguous, whatever the weights (multiplier, taps) are: padding is never multiplied.
+typedef void (*LiteralKernel)(const DepthwiseGeometry&, const void* x, const void* weight, const void* bias, void* y);
+
 // By element type.
 struct PlanesTables { PlanesKernels f32, f64, bf16, f16; };
+struct LiteralTables { LiteralKernel f32, f64, bf16, f16; };
 struct LastTables { LastKernels f32, f64, bf16, f16; };
 
 }  // namespace omniconv

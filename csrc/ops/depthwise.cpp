@@ -16,6 +16,7 @@ namespace omniconv {
   namespace level {                               \
   extern const PlanesTables depthwise_planes;     \
   extern const LastTables depthwise_last;         \
+  extern const LiteralTables depthwise_literal;   \
   extern const SumTables sum;                     \
   }
 OMNICONV_DECLARE(isa_base)
@@ -29,30 +30,32 @@ namespace {
 struct Tables {
   const PlanesTables& planes;
   const LastTables& last;
+  const LiteralTables& literal;
   const SumTables& sum;
 };
 
 Tables tables() {
 #if defined(__x86_64__)
-  if (isa() == kAvx512) return {isa_avx512::depthwise_planes, isa_avx512::depthwise_last, isa_avx512::sum};
-  if (isa() == kAvx2) return {isa_avx2::depthwise_planes, isa_avx2::depthwise_last, isa_avx2::sum};
+  if (isa() == kAvx512) return {isa_avx512::depthwise_planes, isa_avx512::depthwise_last, isa_avx512::depthwise_literal, isa_avx512::sum};
+  if (isa() == kAvx2) return {isa_avx2::depthwise_planes, isa_avx2::depthwise_last, isa_avx2::depthwise_literal, isa_avx2::sum};
 #endif
-  return {isa_base::depthwise_planes, isa_base::depthwise_last, isa_base::sum};
+  return {isa_base::depthwise_planes, isa_base::depthwise_last, isa_base::depthwise_literal, isa_base::sum};
 }
 
 struct Type {
   const PlanesKernels& planes;
   const LastKernels& last;
+  LiteralKernel literal;
   SumKernel add_up;
   size_t element, sum;  // bytes
 };
 
 Type type_of(const char* op, int32_t dtype) {
   const Tables t = tables();
-  if (dtype == aoti_torch_dtype_float32()) return {t.planes.f32, t.last.f32, t.sum.f32, 4, 4};
-  if (dtype == aoti_torch_dtype_float64()) return {t.planes.f64, t.last.f64, t.sum.f64, 8, 8};
-  if (dtype == aoti_torch_dtype_bfloat16()) return {t.planes.bf16, t.last.bf16, t.sum.bf16, 2, 4};
-  if (dtype == aoti_torch_dtype_float16()) return {t.planes.f16, t.last.f16, t.sum.f16, 2, 4};
+  if (dtype == aoti_torch_dtype_float32()) return {t.planes.f32, t.last.f32, t.literal.f32, t.sum.f32, 4, 4};
+  if (dtype == aoti_torch_dtype_float64()) return {t.planes.f64, t.last.f64, t.literal.f64, t.sum.f64, 8, 8};
+  if (dtype == aoti_torch_dtype_bfloat16()) return {t.planes.bf16, t.last.bf16, t.literal.bf16, t.sum.bf16, 2, 4};
+  if (dtype == aoti_torch_dtype_float16()) return {t.planes.f16, t.last.f16, t.literal.f16, t.sum.f16, 2, 4};
   fail(op, "the dtype must be float32, float64, bfloat16 or float16", "code " + std::to_string(dtype));
 }
 
@@ -118,6 +121,23 @@ constexpr int64_t kLanes = 16;  // of the widest level: fewer channels than a ve
 // Whether a tensor takes the channels-last kernels; what is neither that nor contiguous is copied.
 bool runs_last(const Tensor& x, int64_t multiplier) { return !dense(x, false) && dense(x, true) && multiplier == 1 && x.size(1) >= kLanes; }
 
+// Whether all of n numbers of the type that sums are kept in are finite, by their exponents.
+bool finite(const char* p, int64_t n, size_t sum) {
+  if (sum == 8) {
+    const double* d = reinterpret_cast<const double*>(p);
+    double zero = 0;
+    for (int64_t i = 0; i < n; ++i) zero += d[i] * 0;
+    return zero == 0;
+  }
+  uint32_t most = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    uint32_t bits;
+    std::memcpy(&bits, p + 4 * i, 4);
+    most = std::max(most, bits & 0x7fffffffu);
+  }
+  return most < 0x7f800000u;
+}
+
 // y from x, geometry settled: weights as they are, or each channel's taps reversed (the adjoint).
 void convolve(const char* op, const DepthwiseGeometry& g, const Tensor& x, const Tensor& weight, const Tensor& bias, bool last, bool reversed, bool flush, Tensor& y) {
   const Type type = type_of(op, x.dtype());
@@ -151,13 +171,17 @@ void convolve(const char* op, const DepthwiseGeometry& g, const Tensor& x, const
     return;
   }
   const size_t scratch = type.planes.scratch_bytes(g);
+  const int64_t filters = g.multiplier * taps;
+  const bool all_finite = finite(w, outputs * taps, type.sum);
   parallel_for(samples * channels, grain(work), [&](int64_t first, int64_t end) {
     Flush guard(flush);
     Scratch space(scratch);
     for (int64_t p = first; p < end;) {
-      const int64_t c = p % channels, count = std::min(end - p, channels - c);
-      type.planes.forward(g, count, xp + p * in * type.element, w + c * g.multiplier * taps * type.sum, b ? b + c * g.multiplier * type.sum : nullptr,
-                          yp + p * g.multiplier * out * type.element, space.data());
+      const int64_t c = p % channels, count = all_finite ? std::min(end - p, channels - c) : 1;
+      const char *from = xp + p * in * type.element, *weights = w + c * filters * type.sum, *shift = b ? b + c * g.multiplier * type.sum : nullptr;
+      char* to = yp + p * g.multiplier * out * type.element;
+      if (all_finite || finite(weights, filters, type.sum)) type.planes.forward(g, count, from, weights, shift, to, space.data());
+      else type.literal(g, from, weights, shift, to);
       p += count;
     }
   });

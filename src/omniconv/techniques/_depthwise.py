@@ -93,7 +93,16 @@ _MOST_KNOWN = 4096
 
 
 def call_key(
-    op: str, input: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, mode: str, activation: str | None
+    op: str,
+    input: Any,
+    weight: Any,
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    mode: Any,
+    activation: Any,
+    groups: Any = None,
 ) -> Hashable:
     """What all checks of a call depend on; None where they have to be made, and where the engine may have to refuse.
 
@@ -117,9 +126,9 @@ def call_key(
     ):
         return None
     if bias is None:
-        return op, input.shape, weight.shape, None, dtype, stride, padding, dilation, mode, activation
+        return op, input.shape, weight.shape, None, dtype, stride, padding, dilation, mode, activation, groups
     if type(bias) in _PLAIN and bias.dtype is dtype and bias.is_cpu and bias.layout is torch.strided:
-        return op, input.shape, weight.shape, bias.shape, dtype, stride, padding, dilation, mode, activation
+        return op, input.shape, weight.shape, bias.shape, dtype, stride, padding, dilation, mode, activation, groups
     return None
 
 

@@ -19,7 +19,7 @@ from omniconv.geometry import Padding, grid
 from omniconv.problem import Problem
 from omniconv.techniques._activation import activate, check_activation
 from omniconv.techniques._bound import activation_error, linear_error
-from omniconv.techniques._depthwise import ENGINE, deliver_depthwise
+from omniconv.techniques._depthwise import ENGINE, call_key, deliver_depthwise, depthwise, known, remember
 from omniconv.techniques._equation import grid_convolution
 from omniconv.techniques._grid import (
     TAKES,
@@ -98,7 +98,13 @@ def conv(
 
     Source: Dumoulin & Visin 2016, arXiv:1603.07285.
     """
-    op = f"conv{rank}d"
+    op = _NAMES[rank]
+    if type(groups) is int and groups > 1:
+        key = call_key(op, input, weight, bias, stride, padding, dilation, padding_mode, activation, groups)
+        if key is not None and (found := known(key, input, weight, bias)) is not None:
+            return depthwise(input, weight, bias, found.windows, activation, integers=found.integers)
+    else:
+        key = None
     x, weight, bias = receive(op, rank, input, any_dtype=True, weight=weight, bias=bias)
     check_weight(op, x, weight, groups)
     check_bias(op, bias, weight.shape[0])
@@ -107,10 +113,12 @@ def conv(
         fail(op, f"activation must be None for an input of {x.dtype}", repr(activation))
     windows = windows_of(op, x.shape[2:], weight.shape[2:], stride, padding, dilation, padding_mode)
     if groups == x.shape[1] > 1 and x.is_floating_point():
+        remember(key, rank, input, weight, bias, windows)
         return deliver_depthwise(input, rank, x, weight, bias, windows, activation)
     return deliver(input, rank, convolve, (x, weight, bias), windows, groups, activation=activation)
 
 
+_NAMES = {rank: f"conv{rank}d" for rank in (1, 2, 3)}
 conv1d, conv2d, conv3d = per_rank(conv)
 
 
