@@ -121,13 +121,21 @@ def run(
     weight_dropout: float,
     training: bool,
     activation: str | None,
+    native: Callable[..., Tensor | None] | None = None,
 ) -> Tensor:
-    """Checks what both operators take besides their kernels, then computes and delivers."""
+    """Checks what both operators take besides their kernels, then computes and delivers.
+
+    ``native(x, kernel, bias, axes, windows, mask, softmax, dropout, activation)`` is asked first; None sends a call to ``compute``.
+    """
     check_bias(op, bias, x.shape[axes.channel])
     check_activation(op, activation)
     check_dropout(op, weight_dropout)
     mask = received_mask(op, padding_mask, x, axes, input.dim() == 3)
     dropout = float(weight_dropout) if training else 0.0
+    if native is not None:
+        y = native(x, kernel, bias, axes, windows, mask, softmax, dropout, activation)
+        if y is not None:
+            return y if input.dim() == 3 else y.squeeze(0)
     return deliver(input, 1, compute, (x, kernel, bias), axes, windows, mask, softmax, dropout, activation=activation)
 
 
