@@ -581,7 +581,8 @@ COMMITTED = [path for name in measurable() for path in committed(name, REPOSITOR
 
 def test_the_committed_results_are_whole():
     """Every file is of a technique, can be read, and holds neither failures nor half a run."""
-    assert sorted(COMMITTED) == sorted((REPOSITORY / RESULTS).glob("*"))
+    others = set((REPOSITORY / RESULTS).glob("g2p-*.json"))  # of benchmarks/g2p.py, which has its own test
+    assert set(COMMITTED) == set((REPOSITORY / RESULTS).glob("*")) - others
     for path in COMMITTED:
         result = load(path)
         assert path.name == f"{result.settings.technique}-{slug(result.machine)}.json"
