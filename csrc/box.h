@@ -13,7 +13,7 @@
 namespace omniconv {
 
 inline void ok(AOTITorchError error, const char* call) {
-  if (error) throw std::runtime_error(std::string("torch: the call must succeed, got an error from ") + call);
+  if (error) throw std::runtime_error("torch: the call must succeed, got an error from " + std::string(call, std::strcspn(call, "(")));
 }
 #define TORCH_OK(call) ::omniconv::ok((call), #call)
 

@@ -127,7 +127,9 @@ template <class E, class A> void spread_outputs(Rows<E, A> rows, int64_t begin, 
     rows.last = max64(0, g.in[2] - rows.origin - rows.taps + 1);
     // the r-th output of a phase is q + r·spread
     const int64_t from = max64(0, (begin - q + spread - 1) / spread), to = (end - q + spread - 1) / spread;
-    if (from < to) outputs<E, A, 0, 1>(rows, from, to, c, bias, y + q * rows.C);
+    if (from >= to) continue;
+    const auto run = rows.taps == 1 ? outputs<E, A, 1, 1> : rows.taps == 2 ? outputs<E, A, 2, 1> : rows.taps == 3 ? outputs<E, A, 3, 1> : outputs<E, A, 0, 1>;
+    run(rows, from, to, c, bias, y + q * rows.C);
   }
 }
 

@@ -218,13 +218,16 @@ class _Depthwise(torch.autograd.Function):
         x, weight, bias = ctx.saved_tensors
         if torch.is_grad_enabled():  # the gradient of this gradient is wanted
             return *_differentiable(x, weight, bias, ctx.windows, grad_y, ctx.needs_input_grad[:3]), None, None, None
-        grad_y = arrange(grad_y, is_channels_last(x))
+        last = is_channels_last_quickly(x)
+        if last or not grad_y.is_contiguous():
+            grad_y = arrange(grad_y, last)
         of_x, of_weight, of_bias = ctx.needs_input_grad[:3]
         grad_x = _grad_input(grad_y, weight, x, ctx.windows, ctx.flush) if of_x else None
         grad_weight = grad_bias = None
         if of_weight or of_bias:
             grad_weight, grad_bias = _GRAD_WEIGHT(grad_y, x, weight.shape[2:], *ctx.windows, of_bias, ctx.flush)
-            grad_weight, grad_bias = grad_weight.to(weight.dtype), grad_bias.to(weight.dtype)
+            if grad_weight.dtype is not weight.dtype:
+                grad_weight, grad_bias = grad_weight.to(weight.dtype), grad_bias.to(weight.dtype)
         return grad_x, grad_weight if of_weight else None, grad_bias if of_bias else None, None, None, None
 
 
