@@ -35,3 +35,12 @@ def check_activation(op: str, name: str | None, argument: str = "activation") ->
 def activate(x: Tensor, name: str | None) -> Tensor:
     """The activation of that name applied to ``x``; ``x`` itself for None."""
     return x if name is None else ACTIVATIONS[name].function(x)
+
+
+# sums, products and comparisons, whose bits are the same in a vector and beside it; torch's other functions have two codes
+_STEADY = (None, "relu", "relu6", "hardswish")
+
+
+def followed_apart(name: str | None) -> str | None:
+    """Why the bits of torch's activation of one number depend on those around it; None where they do not."""
+    return None if name in _STEADY else f"the activation {name!r} is torch's, whose bits depend on the length"

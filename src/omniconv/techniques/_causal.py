@@ -207,7 +207,7 @@ def _convolved(
     if (initial is None or initial.dtype == x.dtype) and _is_native(x, weight, bias, differentiable=seq_idx is None):
         whole = x if initial is None else torch.cat([initial, x], 2)
         windows = Grid((1,), ((past if initial is None else 0, 0),), (1,))
-        y = depthwise(whole, weight.unsqueeze(1), bias, windows, activation, ordered=True)
+        y = depthwise(whole, weight.unsqueeze(1), bias, windows, activation)
         return y if seq_idx is None else _native_mend(y, x, weight, bias, seq_idx, activation)
     window = F.pad(x, (past, 0)) if initial is None else torch.cat([initial, x], 2)
     return _filtered(window, weight, bias, seq_idx, activation, x)

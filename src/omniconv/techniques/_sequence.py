@@ -16,7 +16,7 @@ from omniconv.problem import Problem
 from omniconv.techniques._activation import activate, check_activation
 from omniconv.techniques._bound import activation_error, gamma, linear_error
 from omniconv.techniques._equation import padded, sampled, with_bias
-from omniconv.techniques._layer import Layer
+from omniconv.techniques._layer import Causal, Layer, causal_past
 from omniconv.techniques._operator import check_bias, deliver, fail
 
 
@@ -336,6 +336,15 @@ class SequenceLayer(Layer):
     def forward(self, input: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """The op on the input; positions where ``padding_mask`` (N, T) is True count as zeros."""
         return type(self).op(**self.operands(input, padding_mask))
+
+    def stream_reads(self) -> Causal:
+        """How the layer reads a sequence that comes in chunks."""
+        past = causal_past(self.padding, self.kernel_size, (1,), self.dilation, self.padding_mode)
+        return Causal(past, 1, (self.layout,), self.channels, self.chunks_differ())
+
+    def chunks_differ(self) -> str | None:
+        """Why the bits of an output may depend on the chunk that it comes in; None where they do not."""
+        return "the layer is made of torch's operators"
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""

@@ -16,7 +16,7 @@ from omniconv.geometry import Padding, grid
 from omniconv.problem import Problem
 from omniconv.techniques._activation import activate, check_activation
 from omniconv.techniques._bound import activation_error, linear_error
-from omniconv.techniques._depthwise import ENGINE, call_key, deliver_depthwise, depthwise, known, remember
+from omniconv.techniques._depthwise import ENGINE, call_key, chunks_differ, deliver_depthwise, depthwise, known, remember
 from omniconv.techniques._equation import grid_convolution
 from omniconv.techniques._grid import (
     TAKES,
@@ -29,6 +29,7 @@ from omniconv.techniques._grid import (
     window_arguments,
     windows_of,
 )
+from omniconv.techniques._layer import Causal, causal_past
 from omniconv.techniques._operator import check_bias, check_weight, per_rank, receive
 from omniconv.techniques._technique import Operand, Stage, Technique
 
@@ -151,6 +152,16 @@ class DepthwiseConv(GridLayer):
 
 class DepthwiseConv1d(DepthwiseConv, nn.Conv1d):
     rank, op = 1, depthwise_conv1d
+
+    def stream_reads(self) -> Causal:
+        """How the layer reads a sequence that comes in chunks."""
+        past = causal_past(self.padding, self.kernel_size, self.stride, self.dilation, self.padding_mode)
+        differ = chunks_differ(self.weight, self.bias, self.stride, self.dilation, self.activation)
+        return Causal(past, self.stride[0], ("NCT",), self.in_channels, differ)
+
+    def stream_step(self, window: Tensor) -> Tensor:
+        """The op without pads."""
+        return depthwise_conv1d(window, self.weight, self.bias, self.stride, 0, self.dilation, activation=self.activation)
 
 
 class DepthwiseConv2d(DepthwiseConv, nn.Conv2d):

@@ -9,19 +9,20 @@ Paper   Chollet 2017, arXiv:1610.02357 (Xception); Howard et al. 2017, arXiv:170
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from omniconv.geometry import Grid, Padding, grid
 from omniconv.problem import Problem
-from omniconv.techniques._activation import activate, check_activation
+from omniconv.techniques._activation import activate, check_activation, followed_apart
 from omniconv.techniques._bound import activation_error, linear_error
-from omniconv.techniques._depthwise import ENGINE, staged_depthwise
+from omniconv.techniques._depthwise import ENGINE, fused_apart, staged_depthwise
 from omniconv.techniques._equation import grid_convolution, with_bias
 from omniconv.techniques._grid import TAKES, check_channels, grid_stage, settled, window_arguments
 from omniconv.techniques._grid import convolve as convolve_on_grid
-from omniconv.techniques._layer import Layer
+from omniconv.techniques._layer import Causal, Layer
 from omniconv.techniques._operator import check_bias, check_weight, deliver, fail, per_rank, receive
 from omniconv.techniques._technique import Operand, Peer, Stage, Technique
 from omniconv.techniques.depthwise import DepthwiseConv, DepthwiseConv1d, DepthwiseConv2d, DepthwiseConv3d
@@ -221,6 +222,33 @@ class DepthwiseSeparableConv(Layer):
 
 class DepthwiseSeparableConv1d(DepthwiseSeparableConv):
     rank, op, parts = 1, depthwise_separable_conv1d, (DepthwiseConv1d, PointwiseConv1d)
+
+    depthwise: DepthwiseConv1d
+    pointwise: PointwiseConv1d
+
+    def stream_reads(self) -> Causal | None:
+        """How the layer reads a sequence that comes in chunks: with normalisation, its parts do."""
+        if self.depthwise_norm is not None:
+            return None
+        filters, mixing = self.depthwise.stream_reads(), self.pointwise.stream_reads()
+        differ = fused_apart(self.depthwise.weight, self.depthwise_activation) or followed_apart(self.activation)
+        return replace(filters, inexact=filters.inexact or mixing.inexact or differ)
+
+    def stream_step(self, window: Tensor) -> Tensor:
+        """The op without pads."""
+        return depthwise_separable_conv1d(**self.operands(window) | {"padding": 0})
+
+    @property
+    def stream_exact(self) -> bool:
+        """Whether the activations after the normalisations leave the bits alone."""
+        return not (followed_apart(self.depthwise_activation) or followed_apart(self.activation))
+
+    def stream(self, input: Tensor, step: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
+        """The stages, with normalisation, over the next chunk."""
+        assert self.depthwise_norm is not None
+        assert self.pointwise_norm is not None
+        z = activate(step(self.depthwise_norm, step(self.depthwise, input)), self.depthwise_activation)
+        return activate(step(self.pointwise_norm, step(self.pointwise, z)), self.activation)
 
 
 class DepthwiseSeparableConv2d(DepthwiseSeparableConv):

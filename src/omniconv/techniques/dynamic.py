@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from omniconv.geometry import Grid, Padding, pads_of
 from omniconv.problem import Problem
 from omniconv.techniques._grid import grid_stage
-from omniconv.techniques._layer import Layer
+from omniconv.techniques._layer import Causal, Layer
 from omniconv.techniques._operator import accumulated_in, fail, receive
 from omniconv.techniques._sequence import (
     LAYOUTS,
@@ -254,6 +254,20 @@ class DynamicConv1d(SequenceLayer):
         if not batched:
             x, kernels = x.squeeze(0), kernels.squeeze(0)
         return {"input": x, "kernels": kernels, "bias": self.bias} | self.settings()
+
+    def stream_reads(self) -> Causal:
+        """How the layer reads a sequence that comes in chunks: the position at hand makes the kernel."""
+        if self.context != "position":
+            raise ValueError(f"context must be 'position', got {self.context!r}, which is over the whole sequence")
+        return super().stream_reads()
+
+    def stream_step(self, window: Tensor) -> Tensor:
+        """The op without pads; the kernels are made of the positions behind the past."""
+        axes = self.axes(window)
+        past = self.dilation[0] * (self.kernel_size[0] - 1)
+        seen = axes.channel_first(window.narrow(axes.time, past, window.shape[axes.time] - past))
+        kernels = self.projection(seen).unflatten(1, (self.heads, *self.kernel_size))
+        return dynamic_conv1d(**{"input": window, "kernels": kernels, "bias": self.bias} | self.settings() | {"padding": "valid"})
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""

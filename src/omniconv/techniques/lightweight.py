@@ -194,6 +194,10 @@ class LightweightConv1d(SequenceLayer):
         tensors = {"input": input, "weight": self.weight, "bias": self.bias, "padding_mask": padding_mask}
         return tensors | self.settings()
 
+    def stream_step(self, window: Tensor) -> Tensor:
+        """The op without pads."""
+        return lightweight_conv1d(**self.operands(window) | {"padding": "valid"})
+
 
 def bound(
     u: float,

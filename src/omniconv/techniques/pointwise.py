@@ -19,6 +19,7 @@ from omniconv.techniques._activation import activate, check_activation
 from omniconv.techniques._bound import activation_error, linear_error
 from omniconv.techniques._equation import with_bias
 from omniconv.techniques._grid import GridLayer, convolve, grid_operands, grid_stage, torch_convolution
+from omniconv.techniques._layer import Causal
 from omniconv.techniques._operator import check_bias, check_weight, deliver, fail, per_rank, receive
 from omniconv.techniques._technique import Operand, Stage, Technique
 
@@ -124,6 +125,14 @@ class PointwiseConv(GridLayer):
 
 class PointwiseConv1d(PointwiseConv, nn.Conv1d):
     rank, op = 1, pointwise_conv1d
+
+    def stream_reads(self) -> Causal:
+        """How the layer reads a sequence that comes in chunks."""
+        return Causal(0, self.stride[0], ("NCT",), self.in_channels, "the matrix product is torch's")
+
+    def stream_step(self, window: Tensor) -> Tensor:
+        """The layer itself, which looks at one position."""
+        return self.forward(window)
 
 
 class PointwiseConv2d(PointwiseConv, nn.Conv2d):
