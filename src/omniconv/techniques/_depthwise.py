@@ -34,7 +34,8 @@ def wants_gradient(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     return torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad))
 
 
-def _is_transformed() -> bool:
+def is_transformed() -> bool:
+    """Whether a torch.func transform or forward-mode differentiation is active."""
     # the dispatcher's own functions, which the tracer knows; a raw op has neither a tangent nor a batching rule
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
@@ -56,7 +57,7 @@ REFUSALS: tuple[tuple[str, Callable[[Tensor, Tensor, Tensor | None, Grid], bool]
         "a stride is above 64, or a window covers more than a million positions of an axis",
         lambda x, w, b, g: _is_out_of_proportion(w, g),
     ),
-    ("a torch.func transform or forward-mode differentiation is active", lambda x, w, b, g: _is_transformed()),
+    ("a torch.func transform or forward-mode differentiation is active", lambda x, w, b, g: is_transformed()),
     (
         "a gradient is wanted through reflect, replicate or circular padding",
         lambda x, w, b, g: g.mode != "zeros" and wants_gradient(x, w, b),
@@ -117,7 +118,7 @@ def call_key(
         and weight.is_cpu
         and input.layout is weight.layout is torch.strided
         and not torch.is_autocast_enabled("cpu")
-        and not _is_transformed()
+        and not is_transformed()
         and not settings.is_composite_only()
         # 1 is equal to True and 1.0, which are refused
         and (type(stride) is int or is_plain(stride))

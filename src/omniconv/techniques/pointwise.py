@@ -21,6 +21,7 @@ from omniconv.techniques._equation import with_bias
 from omniconv.techniques._grid import GridLayer, convolve, grid_operands, grid_stage, torch_convolution
 from omniconv.techniques._layer import Causal
 from omniconv.techniques._operator import check_bias, check_weight, deliver, fail, per_rank, receive
+from omniconv.techniques._pointwise import ENGINE, pointwise, refusal
 from omniconv.techniques._technique import Operand, Stage, Technique
 
 
@@ -61,7 +62,8 @@ def pointwise_conv(
         activation: None, "relu", "relu6", "silu", "hardswish", "gelu" or "sigmoid", applied to the result.
 
     Returns:
-        (N, O, Out…) with Out = ⌈In / stride⌉; channels-last exactly where the input is and is not also contiguous.
+        (N, O, Out…) with Out = ⌈In / stride⌉; channels-last exactly where the input is and is not also contiguous. Over one axis
+        native kernels give a position the same bits whatever positions and samples come with it.
 
     Raises:
         TypeError: An operand is not a dense floating tensor, or the stride is not made of integers.
@@ -81,6 +83,10 @@ def pointwise_conv(
     check_bias(op, bias, weight.shape[0])
     check_activation(op, activation)
     windows = grid(op, x.shape[2:], weight.shape[2:], stride)
+    if rank == 1 and refusal(x) is None:
+        (step,) = windows.stride
+        y = pointwise(x if step == 1 else x[:, :, ::step], weight, bias, activation)
+        return y if input.dim() == 3 else y.squeeze(0)
     return deliver(input, rank, convolve, (x, weight, bias), windows, 1, activation=activation)
 
 
@@ -216,4 +222,5 @@ TECHNIQUE = Technique(
     bound=bound,
     variant=variant,
     peers=(torch_convolution,),
+    engine=ENGINE,
 )
