@@ -387,7 +387,7 @@ def table(report: dict[str, Any]) -> str:
 @app.command()
 def run(
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each encoder.")] = 3,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of a run, 256 words each.")] = 800,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of a run, 256 words each.")] = 600,
     threads: Annotated[int, typer.Option(min=1, help="Threads of torch's.")] = 1,
     out: Annotated[Path, typer.Option(help="Folder of the checkpoints; a run goes on from those it finds.")] = Path("build/g2p"),
     data: Annotated[Path | None, typer.Option(help="A dictionary in the form of cmudict.dict.", show_default=False)] = None,

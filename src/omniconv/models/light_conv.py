@@ -19,6 +19,8 @@ from omniconv.nn import DynamicConv1d, LightweightConv1d
 from omniconv.techniques._operator import fail
 from omniconv.techniques._sequence import Axes, SequenceLayer, axes_of, received_mask
 
+Step = Callable[[nn.Module, Tensor], Tensor]
+
 
 class _Block(nn.Module):
     """What both blocks share: all but the kind of convolution."""
@@ -140,26 +142,50 @@ class _Block(nn.Module):
         turned = self.layout == "NCT"
         if turned:
             input, memory = input.transpose(-1, -2), None if memory is None else memory.transpose(-1, -2)
-        y = self._beside(input, self.conv_norm, lambda x: self._convolved(x, mask if batched else padding_mask))
-        attention, norm = self.attention, self.attention_norm
-        if attention is not None and norm is not None:
-            ignored = memory_padding_mask
-            y = self._beside(y, norm, lambda x: attention(x, memory, memory, ignored, need_weights=False)[0])
-        y = self._beside(y, self.feed_forward_norm, self._fed_forward)
+        attention, seen = self.attention, mask if batched else padding_mask
+
+        def call(module: nn.Module, x: Tensor) -> Tensor:
+            if module is self.conv:
+                return module(x, seen)
+            if module is attention:
+                return module(x, memory, memory, memory_padding_mask, need_weights=False)[0]
+            return module(x)
+
+        y = self._composed(input, call)
         return y.transpose(-1, -2).contiguous() if turned else y
 
-    def _beside(self, x: Tensor, norm: nn.LayerNorm, branch: Callable[[Tensor], Tensor]) -> Tensor:
-        """The residual connection around a branch, normalised before or after."""
-        if self.normalize_before:
-            return x + self.dropout(branch(norm(x)))
-        return norm(x + self.dropout(branch(x)))
+    @property
+    def stream_layouts(self) -> dict[str, str]:
+        """The children of a block in layout NCT work in NTC."""
+        return dict.fromkeys((name for name, _ in self.named_children()), "NTC") if self.layout == "NCT" else {}
 
-    def _convolved(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        x = self.input_projection(self.input_dropout(x))
-        return self.output_projection(self.conv(F.glu(x, -1) if self.glu else x, mask))
+    def stream(self, x: Tensor, step: Step) -> Tensor:
+        """How a causal block without attention composes in :func:`omniconv.streaming.streaming`."""
+        self._axes("input", x)
+        if self.layout != "NCT":
+            return self._composed(x, step)
+        return self._composed(x.transpose(-1, -2), step).transpose(-1, -2).contiguous()
 
-    def _fed_forward(self, x: Tensor) -> Tensor:
-        return self.feed_forward_out(self.activation_dropout(F.relu(self.feed_forward_in(x))))
+    def _composed(self, x: Tensor, call: Step) -> Tensor:
+        """The parts one after another; ``call`` calls a child."""
+
+        def beside(x: Tensor, norm: nn.Module, branch: Callable[[Tensor], Tensor]) -> Tensor:
+            if self.normalize_before:
+                return x + call(self.dropout, branch(call(norm, x)))
+            return call(norm, x + call(self.dropout, branch(x)))
+
+        def convolution(x: Tensor) -> Tensor:
+            x = call(self.input_projection, call(self.input_dropout, x))
+            return call(self.output_projection, call(self.conv, F.glu(x, -1) if self.glu else x))
+
+        def feed_forward(x: Tensor) -> Tensor:
+            return call(self.feed_forward_out, call(self.activation_dropout, F.relu(call(self.feed_forward_in, x))))
+
+        x = beside(x, self.conv_norm, convolution)
+        attention, norm = self.attention, self.attention_norm
+        if attention is not None and norm is not None:
+            x = beside(x, norm, lambda x: call(attention, x))
+        return beside(x, self.feed_forward_norm, feed_forward)
 
     def _axes(self, called: str, x: Any) -> Axes:
         """The axes of an operand, once it is known to be one of this block's."""
