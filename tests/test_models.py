@@ -12,6 +12,7 @@ from torch import nn
 from omniconv.convert import block_state_from_fairseq, block_state_to_fairseq
 from omniconv.models import DynamicConvBlock, LightConvBlock
 from omniconv.nn import DynamicConv1d, LightweightConv1d
+from omniconv.streaming import streaming
 
 BLOCKS = [LightConvBlock, DynamicConvBlock]
 C, K, H, T, S, N = 8, 3, 4, 6, 5, 3
@@ -361,6 +362,38 @@ def test_states_that_are_none_of_ours():
     del state["attention.in_proj_bias"]
     with pytest.raises(ValueError, match=r"^block_state_to_fairseq: .*got them without attention.in_proj_bias"):
         block_state_to_fairseq(state)
+
+
+# chunk by chunk
+
+
+CHUNKS = [1, 0, 3, 2, 5]
+
+
+@pytest.mark.parametrize("layout", ["NTC", "NCT", "TNC"])
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_causal_blocks_stream(kind, before, layout):
+    blocks = [kind(C, k, H, causal=True, normalize_before=before, layout=layout, dtype=torch.float64) for k in (K, 1, 7)]
+    stack = nn.Sequential(*blocks).eval()
+    time = layout.index("T")
+    x = torch.randn(*{"N": (N, sum(CHUNKS), C), "T": (sum(CHUNKS), N, C)}[layout[0]]).double()
+    x = x.transpose(1, 2) if layout == "NCT" else x
+    streamed = streaming(stack, layout=layout)
+    made = torch.cat([streamed(chunk) for chunk in x.split(CHUNKS, time)], time)
+    close(made, stack(x))
+    assert not streamed.exact
+    assert {"0", "0.conv_norm", "2.feed_forward_out"} <= set(streamed.inexact)
+    streamed.reset()
+    close(streamed(x), stack(x))
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_blocks_that_cannot_stream_are_refused_by_name(kind):
+    with pytest.raises(ValueError, match=r"^streaming: 'conv' \(.*Conv1d\): .*"):
+        streaming(kind(C, K, H).eval())
+    with pytest.raises(TypeError, match=r"^streaming: 'attention' \(MultiheadAttention\): "):
+        streaming(kind(C, K, H, causal=True, attention=True).eval())
 
 
 # refusals

@@ -246,6 +246,9 @@ class LightConvBlock(_Block):
     The encoder form (``causal=False``) sees as far ahead as back ("same" padding); the decoder form only back. With
     ``normalize_before`` each line is x + f(norm(x)) instead, and whoever stacks blocks normalises after the last.
 
+    The decoder form without attention streams (:func:`omniconv.streaming.streaming`): chunks give what the whole sequence gives,
+    under the error bound, as torch's norms and linear maps do not promise the same bits for every length.
+
     The children are named as above; the norms ``conv_norm``, ``attention_norm`` and ``feed_forward_norm``. Weights of fairseq's
     LightConvEncoderLayer and LightConvDecoderLayer load through :func:`omniconv.convert.block_state_from_fairseq`.
 
