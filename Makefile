@@ -28,16 +28,23 @@ test-fast: $(ENV)/test
 fuzz: $(ENV)/test
 	$(OURS) OMNICONV_FUZZ=2000 $(BIN)/python -m pytest tests/test_fuzz.py
 
-# one pinned thread is the figure that counts; the result and the README's table are committed
+# One pinned thread is the figure that counts; the results and the README's tables are committed. make bench OF=dynamic for one technique,
+# make bench THREADS=2 for how they scale.
+OF := depthwise lightweight dynamic
+THREADS := 1
 # Memory once freed is kept: the page faults of a fresh result, the same for every peer, take longer than most layers.
 KEEP := MALLOC_TRIM_THRESHOLD_=1000000000 MALLOC_MMAP_THRESHOLD_=1000000000
-BENCH := OMP_NUM_THREADS=1 $(KEEP) $(shell command -v taskset >/dev/null && echo taskset -c $$(($$(nproc) - 1))) .venv-peers/bin/omniconv bench depthwise
+CORES := $(shell env -u OMP_NUM_THREADS nproc)
+PIN := $(shell command -v taskset >/dev/null && echo taskset -c $$(($(CORES) - $(THREADS)))-$$(($(CORES) - 1)))
+BENCH := OMP_NUM_THREADS=$(THREADS) $(KEEP) $(PIN) .venv-peers/bin/
 
-bench: .venv-peers/run
+bench: $(OF:%=bench-%)
+
+bench-%: .venv-peers/run
 	mkdir -p benchmarks/results
-	$(BENCH) --cold --compile --force \
-	  -o benchmarks/results/depthwise-$$(.venv-peers/bin/python -c "from omniconv.bench.runner import slug; print(slug())").json
-	$(BENCH) --readme README.md
+	$(BENCH)omniconv bench $* --threads $(THREADS) $(if $(filter 1,$(THREADS)),--cold --compile) --force \
+	  -o benchmarks/results/$*-$$($(BENCH)python -c "from omniconv.bench.runner import slug; print(slug())").json
+	$(BENCH)omniconv bench $* --readme README.md
 
 # The tests of the kernels with AddressSanitizer and UndefinedBehaviorSanitizer in the native library. A finding ends its test's process
 # and is printed at the end. Left out: what counts resident memory or runs a compiler.

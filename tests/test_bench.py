@@ -26,6 +26,7 @@ from omniconv.bench.peers import BOTH, DIRECTIONS, FORWARD, Absent, Task, Way, o
 from omniconv.bench.runner import Benchmark, Measured, Row, StoppedClock, agree, fastest, load, run, slug
 from omniconv.bench.speed import NO_RESULTS, RESULTS, committed, readme_table, remarks, summaries, tables, update_readme, verdict
 from omniconv.cli import app
+from omniconv.nn import LightweightConv1d
 from omniconv.problem import Problem
 from omniconv.techniques import TECHNIQUES, find, parse
 from omniconv.testing import make_inputs
@@ -99,6 +100,23 @@ def test_the_layers_of_depthwise():
     assert {layer.problem.dtype for layer in found} == {"f32", "bf16", "f16"}
     assert {k for layer in found for k in layer.problem.kernel} >= {3, 4, 5, 7, 31}
     assert any(layer.problem.channels % 8 and max(layer.problem.dilation) > 1 for layer in found)
+
+
+@pytest.mark.parametrize("name", ["lightweight", "dynamic"])
+def test_the_layers_over_sequences(name):
+    _, found = read_layers(name)
+    assert 30 <= len(found) <= 40
+    problems = [layer.problem for layer in found]
+    assert {p.dtype for p in problems} == {"f32", "bf16", "f16"}
+    for network, heads in (("WMT encoder", 16), ("WMT decoder", 16), ("IWSLT", 4)):
+        mine = [layer.problem for layer in found if layer.network.endswith(network)]
+        assert {p.kernel[0] for p in mine} >= {3, 7, 15, 31}
+        assert {p.heads for p in mine} == {heads}
+    assert any(p.size == (1,) for p in problems)
+    assert any(p.kernel > p.size > (1,) for p in problems)
+    assert any(p.heads == 1 for p in problems)
+    assert any(p.heads == p.channels for p in problems)
+    assert any(p.channels % 8 and p.dilation > (1,) for p in problems)
 
 
 def test_headers_comments_and_malformed_lines():
@@ -200,6 +218,8 @@ def task(text, threads=1):
     technique, problem = parse(text)
     operands = make_inputs(technique, problem)
     arguments = technique.arguments(problem)
+    if problem.technique in ("lightweight", "dynamic"):
+        arguments["layout"] = "NCT"
     grad_y = torch.rand(technique.output_shape(problem)) + 0.5
     return Task(technique, problem, {**operands, **arguments}, grad_y.to(problem.torch_dtype), threads)
 
@@ -236,6 +256,54 @@ def test_every_way_of_torch_computes_the_same(text, direction):
         assert len(expected) == (1 if direction == FORWARD else sum(isinstance(v, torch.Tensor) for v in given.operands.values()))
         for way in found:
             assert agree(way.answer(), expected), way.name
+
+
+SEQUENCES = (
+    "lightweight1d n2 c6 i9 k4 pcausal d2 h3",
+    "lightweight1d n3 c5 i7 k3 p0+3 h1",
+    "lightweight1d n3 c5 i20 k3 pcausal h5",
+    "lightweight1d c8 i16 k5 psame h4 mode:circular",
+    "lightweight1d n2 c4 i1 k5 pcausal h2",
+    "lightweight1d n2 c4 i3 k7 psame h2 dt:bf16",
+    "lightweight1d c1 i7 k3 psame h1",
+    "dynamic1d n2 c6 i9 k4 pcausal d2 h3",
+    "dynamic1d n3 c5 i7 k3 psame h1",
+    "dynamic1d c5 i7 k3 psame h5",
+    "dynamic1d n2 c8 i16 k5 psame h4 mode:replicate",
+    "dynamic1d n2 c4 i3 k7 psame h2 dt:f16",
+)
+FORMULATIONS = ("depthwise", "depthwise 2-D", "folded", "folded 2-D", "unfold", "band", "shift and add", "add out of place")
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("text", [*SEQUENCES, *(text + " one kernel" for text in SEQUENCES if text.startswith("dynamic"))])
+def test_every_formulation_computes_the_same_in_every_layout(text, direction):
+    text, one, _ = text.partition(" one kernel")
+    given = task(text)
+    if one:
+        given.operands["kernels"] = given.operands["kernels"][..., :1].contiguous()
+    with torch.set_grad_enabled(direction == BOTH):
+        found = list(ways(given, direction, [peers.TORCH]))
+        assert {w.name for w in found} == {f"torch {name} {layout}" for name in FORMULATIONS for layout in ("NCT", "NTC", "TNC")}
+        expected = right_answer(given, direction)
+        for way in found:
+            if text.startswith("dynamic") and not one and ("depthwise" in way.name or "folded" in way.name):
+                with pytest.raises(ValueError, match="one kernel for all positions"):
+                    raise ValueError(way.reason) if isinstance(way, Absent) else way.answer()
+            else:
+                assert agree(way.answer(), expected), way.name
+
+
+def test_operands_are_given_in_a_layout():
+    given = task("dynamic1d n2 c6 i5 k3 psame h3").operands
+    changed = peers.laid_out(given, "TNC")
+    assert changed["layout"] == "TNC"
+    assert changed["input"].shape == (5, 2, 6)
+    assert changed["input"].is_contiguous()
+    assert torch.equal(changed["input"].permute(1, 2, 0), given["input"])
+    assert torch.equal(changed["kernels"], given["kernels"])
+    assert changed["kernels"].permute(3, 0, 1, 2).is_contiguous()
+    assert changed["bias"] is given["bias"]
 
 
 def test_the_ways_of_torch():
@@ -287,6 +355,16 @@ def test_the_runtimes_compute_the_same(rival, text):
     assert agree(way.answer(), right_answer(given, FORWARD))
     given.operands["input"].mul_(2)  # the input is bound, not copied
     assert agree(way.answer(), right_answer(given, FORWARD))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_torch_compile_computes_sequences_the_same():
+    given = task("lightweight1d n2 c6 i9 k4 pcausal h3")
+    with torch.no_grad():
+        found = list(ways(given, FORWARD, [peers.COMPILED]))
+        assert [way.name for way in found] == ["torch.compile shift and add NCT", "torch.compile shift and add NTC"]
+        assert all(agree(way.answer(), right_answer(given, FORWARD)) for way in found)
 
 
 @pytest.mark.slow
@@ -357,6 +435,87 @@ def test_every_layer_is_verified_and_timed_in_both_directions():
     assert not result.failed
     assert not result.interrupted
     assert verdict(result).startswith("6 verified; 2-D forward × ")
+
+
+SMALL = ("lightweight1d n2 c6 i9 k3 psame h3", "dynamic1d n2 c6 i9 k3 psame h3")
+
+
+@pytest.mark.parametrize("text", SMALL)
+def test_sequences_are_verified_and_timed_in_every_layout(text):
+    result = run(text.partition("1d")[0], layers=layers(text), budget=0.01)
+    assert [(r.status, r.direction) for r in result.rows] == [("verified", FORWARD), ("verified", BOTH)], result.failed
+    for r in result.rows:
+        assert [way.name for way in r.ours] == ["NCT", "NTC", "TNC"]
+        assert all(way.agrees and way.hot for way in r.ours)
+        assert 0 <= r.share <= 1
+        assert (r.gradient_share is not None) == (r.direction == BOTH)
+        timed = [way for way in r.peers if way.hot]
+        assert len(timed) == (24 if r.problem.startswith("lightweight") else 12)
+        assert all(way.reason for way in r.peers if not way.hot)
+        assert r.layouts.keys() == {"NCT", "NTC", "TNC"}
+        ours = {way.name: way.hot.median for way in r.ours}
+        for layout, ratio in r.layouts.items():
+            assert ratio == min(way.hot.median for way in timed if way.name.endswith(layout)) / ours[layout]
+    (absent,) = [line for line in remarks(result) if "one kernel for all" in line] or [""]
+    assert absent.count("torch") == (0 if text.startswith("lightweight") else 4)
+
+
+def test_the_floor_of_a_dynamic_layer_is_that_of_the_application():
+    """Positions that a tap finds: 8, 9 and 8 of 9; the projection is another op."""
+    (only,) = run("dynamic", layers=layers(SMALL[1]), budget=0.01, directions=(FORWARD,)).rows
+    assert only.macs == 2 * 6 * (8 + 9 + 8)
+    assert only.bytes == 4 * (2 * (2 * 6 * 9) + 2 * 3 * 3 * 9 + 6)
+
+
+@pytest.mark.parametrize("wrong", ["forward", "gradients"])
+def test_a_layout_of_ours_that_is_wrong_fails(monkeypatch, wrong):
+    right = LightweightConv1d.op
+
+    def op(*args, **kwargs):
+        y = right(*args, **kwargs)
+        if kwargs["layout"] != "NTC":
+            return y
+        return y * 1.001 if wrong == "forward" else y + 0.01 * (y - y.detach())
+
+    monkeypatch.setattr(LightweightConv1d, "op", staticmethod(op))
+    failed = run("lightweight", layers=layers(SMALL[0]), budget=0.01).failed
+    assert len(failed) == 2
+    assert ("bound" if wrong == "forward" else "the gradients in NTC must be those in NCT") in failed[0].reason
+
+
+def test_of_many_peers_only_those_that_may_be_the_best_are_timed_again(monkeypatch):
+    def way(name, seconds):
+        return Way(name, lambda: seconds, lambda: ())
+
+    monkeypatch.setattr(runner, "_one_call", lambda way: way.call())
+    few = [way("best", 1.0), way("slow", 9.0)]
+    assert runner._contenders(few) == few
+    odd = Measured("odd", reason="no")
+    many = [way("slow", 3.1), odd, *(way(f"{i}", 2.9) for i in range(7)), way("best", 1.0)]
+    first, *others = runner._contenders(many)
+    assert (first.hot.median, first.hot.samples, first.agrees) == (3.1, 1, True)
+    assert others == many[1:]
+
+
+def test_scaling_is_measured_where_there_are_threads():
+    before = torch.get_num_threads()
+    (only,) = measured(TINY[1], threads=2, directions=(FORWARD,)).rows
+    assert torch.get_num_threads() == before
+    assert [way.name for way in only.one_thread] == [way.name for way in only.ours]
+    assert all(way.hot for way in only.one_thread)
+    (only,) = measured(TINY[1], directions=(FORWARD,)).rows
+    assert only.one_thread == ()
+    assert only.scaling is None
+
+
+def test_one_thread_is_one_thread():
+    seen, before = [], torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        runner._with_one_thread(lambda: seen.append(torch.get_num_threads()), 2)()
+        assert (seen, torch.get_num_threads()) == ([1], 2)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_half_types_are_compared_with_our_float32():
@@ -463,6 +622,10 @@ def test_ratios_by_hand():
     assert one.to_floor == 4.0
     assert one.differs is True
     assert row(1.05, noise=True).differs is False
+    alone = (Measured("contiguous", timing(1.7), agrees=True),)
+    assert replace(one, one_thread=alone).scaling == 1.7
+    short = tuple(Measured(way.name, timing(way.hot.median * 5e-5), agrees=True) for way in alone)
+    assert replace(one, one_thread=short).scaling is None
     nothing = Row("net", TINY[1], FORWARD, "failed", "no")
     assert nothing.ratio is nothing.best is nothing.differs is nothing.torch_ratio is None
 
@@ -499,12 +662,28 @@ def test_summaries_by_hand():
 def test_the_readmes_table_by_hand():
     slow, slower = row(1 / 4, network="slow"), row(0.5, network="slower", noise=True)
     text = readme_table([benchmark(row(4.0), slow, slower, row(3.0, direction=BOTH))])
-    assert "| 2-D forward | 3 | 0.79 | 0.25 | 1.59 | – | 4.00 |" in text
-    assert "| 2-D forward + backward | 1 | 3.00 | 3.00 | 6.00 | – | 4.00 |" in text
+    assert "| 2-D forward | 3 | 0.79 | 0.25 | 1.59 | 0.50 | – | – | 4.00 |" in text
+    assert "| 2-D forward + backward | 1 | 3.00 | 3.00 | 6.00 | 6.00 | – | – | 4.00 |" in text
     assert "- 2-D forward: slow `n1 c4 i8 k3 p1` 0.25 (OpenVINO); slower `n1 c4 i8 k3 p1` ≈0.50 (OpenVINO)" in text
     assert "peak 1 GFLOP/s, copies L1 4, L2 2, DRAM 1 GB/s" in text
     assert "Losses: none." in readme_table([benchmark(row(2.0))])
     assert readme_table([]) == NO_RESULTS
+    text = "depthwise2d n1 c4 i8 k3 p1 dt:bf16"
+    halves = readme_table([benchmark(row(2.0, problem=text, f32=0.5), row(2.0, problem=text, f32=2.0))])
+    assert "| bf16, f16 forward | 2 | 2.00 | 2.00 | 4.00 | 4.00 | 1.00 | 0.50 | 4.00 |" in halves
+    scaled = replace(row(2.0), one_thread=(Measured("contiguous", timing(1.9), agrees=True),))
+    made = readme_table([benchmark(scaled, row(2.0))])
+    assert "| ours ÷ floor | one thread ÷ ours |" in made
+    assert "| 4.00 | 1.90 |" in made
+    flat = Row(
+        "net", SMALL[0], FORWARD, "verified",
+        ours=(Measured("NCT", timing(1.0), agrees=True), Measured("TNC", timing(2.0), agrees=True)),
+        peers=(Measured("torch a NCT", timing(5.0), agrees=True), Measured("torch a TNC", timing(4.0), agrees=True)),
+    )  # fmt: skip
+    assert flat.layouts == {"NCT": 5.0, "TNC": 2.0}
+    made = readme_table([benchmark(flat)])
+    assert "| ours ÷ floor | both in NCT | both in TNC |" in made
+    assert "| 1-D forward | 1 | 4.00 | 4.00 | 4.00 | 4.00 | – | – | – | 5.00 | 2.00 |" in made
 
 
 def test_tables_for_machines():
@@ -523,6 +702,7 @@ def test_tables_for_machines():
 
 def test_names_of_machines():
     assert slug(replace(machine(), cpu="AMD EPYC 7B13 (R)", capability="AVX2")) == "amd-epyc-7b13-r-avx2"
+    assert slug(replace(machine(), cpu="AMD EPYC", capability="AVX2", threads=2)) == "amd-epyc-avx2-2-threads"
     assert slug() == slug(machine())
 
 
@@ -694,12 +874,13 @@ def test_the_table_fits(width):
     assert "2 verified; 2-D forward × " in result.stdout
 
 
+@pytest.mark.parametrize("name", ["depthwise", "lightweight", "dynamic"])
 @pytest.mark.parametrize("width", [80, 120])
-def test_every_layer_fits(monkeypatch, width):
+def test_every_layer_fits(monkeypatch, width, name):
     """The longest of names, with half types and cold times."""
 
     def made(technique, **options):
-        _, found = read_layers(technique)
+        _, found = read_layers(name)
         rows = [row(2.0, problem=str(layer.problem), network=layer.network, f32=4.0) for layer in found]
         cold = [replace(r, ours=(Measured("contiguous", timing(1.0), timing(1.0), True),), peers=(*r.peers, long)) for r in rows]
         return benchmark(*cold)

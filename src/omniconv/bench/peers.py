@@ -1,7 +1,8 @@
 """Other ways to compute a problem, made ready to be timed: plain torch in every memory format, torch.compile and the runtimes.
 
-A way is a call without arguments: all that can be done once (plans, packed weights, bound buffers) is done before. A package that
-is missing, or that refuses a problem, is absent with a reason.
+Where an op takes a layout, a way is asked in each, and its answers are given back in NCT. A way is a call without arguments: all
+that can be done once (plans, packed weights, bound buffers) is done before. A package that is missing, or that refuses a problem,
+is absent with a reason.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from omniconv.problem import Problem
 from omniconv.techniques import Technique
+from omniconv.techniques._sequence import LAYOUTS
 from omniconv.techniques._technique import Stage
 
 FORWARD, BOTH = "forward", "both"
@@ -24,6 +26,8 @@ DIRECTIONS = (FORWARD, BOTH)
 
 _CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 FORMATS = {2: torch.channels_last, 3: torch.channels_last_3d}
+
+_COMPILED_SEQUENCES = ("torch shift and add NCT", "torch shift and add NTC")  # Inductor makes one loop of it; the others are calls
 
 
 @dataclass(frozen=True)
@@ -67,20 +71,25 @@ class Task:
 
 
 def torch_way(name: str, direction: str, op: Callable[..., Tensor], operands: Mapping[str, Any], grad_y: Tensor) -> Way:
-    """A torch function on these operands, forward alone or with the backward of a training step."""
+    """A torch function on these operands, forward alone or with the backward of a training step; ``grad_y`` is in NCT."""
     operands = {k: v.detach() if isinstance(v, Tensor) else v for k, v in operands.items()}
+    axes = LAYOUTS[operands["layout"]] if "layout" in operands else None
     if direction == FORWARD:
         forward = partial(op, **operands)
-        return Way(name, forward, lambda: (forward(),))
-    leaves = [v.requires_grad_() for v in operands.values() if isinstance(v, Tensor) and v.is_floating_point()]
+        return Way(name, forward, lambda: (forward() if axes is None else axes.channel_first(forward()),))
+    leaves = {k: v.requires_grad_() for k, v in operands.items() if isinstance(v, Tensor) and v.is_floating_point()}
     with torch.no_grad():
         y = op(**operands)
-    incoming = torch.empty_like(y).copy_(grad_y.reshape(y.shape))
+    incoming = torch.empty_like(y).copy_(grad_y.reshape(y.shape) if axes is None else axes.of(grad_y))
 
     def step() -> tuple[Tensor, ...]:
-        return torch.autograd.grad(op(**operands), leaves, incoming)
+        return torch.autograd.grad(op(**operands), tuple(leaves.values()), incoming)
 
-    return Way(name, step, step)
+    def answer() -> tuple[Tensor, ...]:
+        gradients = dict(zip(leaves, step(), strict=True))
+        return tuple(g if axes is None or k != "input" else axes.channel_first(g) for k, g in gradients.items())
+
+    return Way(name, step, answer)
 
 
 def formatted(operands: Mapping[str, Any], rank: int) -> dict[str, Any]:
@@ -90,16 +99,31 @@ def formatted(operands: Mapping[str, Any], rank: int) -> dict[str, Any]:
     }
 
 
+def laid_out(operands: Mapping[str, Any], layout: str) -> dict[str, Any]:
+    """Operands in NCT in another layout; kernels per position lie in memory as a projection in that layout makes them."""
+    axes, changed = LAYOUTS[layout], dict(operands, layout=layout)
+    changed["input"] = axes.of(operands["input"]).contiguous()
+    kernels = operands.get("kernels")
+    if kernels is not None:
+        made = axes.of(kernels.flatten(1, 2)).contiguous()
+        changed["kernels"] = axes.channel_first(made).unflatten(1, kernels.shape[1:3])
+    return changed
+
+
 def _torch_forms(task: Task) -> Iterator[tuple[str, Callable[..., Tensor], Mapping[str, Any]]]:
     """Name, function and operands of every way in which torch can be asked."""
     rank = task.problem.rank
     try:
         stage = task.stage
     except ValueError:
-        peer, operands = task.technique.peers[0], dict(task.operands)
-        yield f"{peer.name} contiguous", peer.run, operands
-        if rank > 1:
-            yield f"{peer.name} channels-last", peer.run, formatted(operands, rank)
+        forms: dict[str, Mapping[str, Any]] = {"contiguous": task.operands}
+        if "layout" in task.operands:
+            forms = {layout: laid_out(task.operands, layout) for layout in LAYOUTS}
+        elif rank > 1:
+            forms["channels-last"] = formatted(task.operands, rank)
+        for peer in task.technique.peers:
+            for form, given in forms.items():
+                yield f"{peer.name} {form}", peer.run, given
         return
     operands = {name: task.operands[name] for name in ("input", "weight", "bias")}
     for suffix, op in _convolutions(stage):
@@ -148,17 +172,23 @@ def _convolutions(stage: Stage) -> Iterator[tuple[str, Callable[..., Tensor]]]:
     yield ", cropped", cropped
 
 
-def _torch(task: Task, direction: str) -> Iterator[Way]:
+def _torch(task: Task, direction: str) -> Iterator[Way | Absent]:
     for name, op, operands in _torch_forms(task):
-        yield torch_way(name, direction, op, operands, task.grad_y)
+        try:
+            yield torch_way(name, direction, op, operands, task.grad_y)
+        except ValueError as error:  # a formulation that does not exist for this problem
+            yield Absent(name, reason_of(error))
 
 
 def _compiled(task: Task, direction: str) -> Iterator[Way]:
     """Inductor, told that shapes never change."""
-    if task.problem.rank != 2:
+    sequence = "layout" in task.operands
+    if task.problem.rank != 2 and not sequence:
         return
     torch._dynamo.reset()
     for name, op, operands in _torch_forms(task):
+        if sequence and name not in _COMPILED_SEQUENCES:
+            continue
         settings = {k: v for k, v in operands.items() if not isinstance(v, Tensor)}
         tensors = {k: v for k, v in operands.items() if isinstance(v, Tensor)}
         yield torch_way(f"torch.compile{name.removeprefix('torch')}", direction, _inductor(op, settings), tensors, task.grad_y)
@@ -267,7 +297,7 @@ class Rival:
     name: str
     packages: tuple[str, ...]
     directions: tuple[str, ...]
-    prepare: Callable[[Task, str], Iterator[Way]]
+    prepare: Callable[[Task, str], Iterator[Way | Absent]]
 
 
 TORCH = Rival("torch", (), DIRECTIONS, _torch)

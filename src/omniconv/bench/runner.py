@@ -2,7 +2,7 @@
 
 All ways to compute a layer are timed in turns in one process, hot and, if asked, cold; each is checked before. Ours must stay under
 its derived error bound, forward and backward, or the layer fails; a peer only has to compute the same convolution. Among memory
-formats the faster counts, for us as for torch.
+formats, or layouts, the faster counts, for us as for torch.
 """
 
 import gc
@@ -12,9 +12,10 @@ import time
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
-from functools import partial
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +27,21 @@ from omniconv.analysis.tables import SCHEMA_VERSION, plain
 from omniconv.bench.compare import PEER_TOLERANCE, fresh_layer
 from omniconv.bench.networks import NetworkLayer, read_layers
 from omniconv.bench.peaks import Demand, Floor, Peaks, measure_peaks
-from omniconv.bench.peers import BOTH, DIRECTIONS, FORMATS, Absent, Rival, Task, Way, reason_of, rivals, torch_way, ways
+from omniconv.bench.peers import BOTH, DIRECTIONS, FORMATS, Absent, Rival, Task, Way, laid_out, reason_of, rivals, torch_way, ways
 from omniconv.problem import DTYPES, Problem
 from omniconv.techniques import Technique
+from omniconv.techniques._sequence import LAYOUTS
 from omniconv.testing import assert_within_bound, layer_calls, make_inputs, verify_gradients, verify_layer, widened
 from omniconv.timing import Interrupted, Machine, Timing, alternate, machine
 
 PACKAGES = ("omniconv", "torch", "onnx", "onnxruntime", "openvino")
 HALF = ("bf16", "f16")
 COLD_ROUNDS = (5, 21)  # emptying the caches takes longer than most calls
+MANY = 8  # of more peers only those that may be the best take part in the rounds
+MAY_BE_BEST = 3.0  # times the fastest in the shorter of two calls: no noise makes up for more
+EXACT = 1e-12  # of the 1-norm, in float64
+LAYOUT_TOLERANCE = 1e-3  # of the 1-norm between gradients in two layouts
+SHORTEST_SCALED = 1e-4  # seconds; what one thread does in less is not worth a second one
 
 Progress = Callable[[float, str], None]
 
@@ -86,7 +93,8 @@ class Row:
     """One layer in one direction ("both": forward and backward). Ratios are their time over ours: above 1 we are faster.
 
     ``share`` and ``gradient_share`` are our largest errors as shares of their bounds. ``f32`` is ours in float32 where the layer
-    has a half type. The rest follows from the times: ``ratio`` is the best peer over ours, ``torch_ratio`` eager torch over ours,
+    has a half type, ``one_thread`` is ours with one thread where there are more. The rest follows from the times: ``ratio`` is the
+    best peer over ours, ``torch_ratio`` eager torch over ours, ``scaling`` one thread over ours where it takes 100 µs at least,
     ``f32_ratio`` ours in float32 over ours, ``to_floor`` ours over the floor, and ``differs`` says whether the difference to the
     best peer is beyond noise.
     """
@@ -105,6 +113,7 @@ class Row:
     ours: tuple[Measured, ...] = ()
     f32: tuple[Measured, ...] = ()
     peers: tuple[Measured, ...] = ()
+    one_thread: tuple[Measured, ...] = ()
     best: str | None = field(init=False)
     best_peer: str | None = field(init=False)
     ratio: float | None = field(init=False)
@@ -114,11 +123,13 @@ class Row:
     to_floor: float | None = field(init=False)
     cold_ratio: float | None = field(init=False)
     cold_to_floor: float | None = field(init=False)
+    scaling: float | None = field(init=False)
 
     def __post_init__(self) -> None:
         best, peer = fastest(self.ours), fastest(self.peers)
         ours, theirs = _time_of(best), _time_of(peer)
         eager = _time_of(fastest(way for way in self.peers if way.name.startswith("torch ")))
+        alone = _time_of(fastest(self.one_thread))
         cold, cold_peer = (_time_of(fastest(ways, cold=True), cold=True) for ways in (self.ours, self.peers))
         for name, value in {
             "best": best.name if best else None,
@@ -130,8 +141,22 @@ class Row:
             "to_floor": ours.median / self.floor.seconds if ours and self.floor else None,
             "cold_ratio": _ratio(cold_peer, cold),
             "cold_to_floor": cold.median / self.cold_floor.seconds if cold and self.cold_floor else None,
+            "scaling": _ratio(alone, ours) if alone and alone.median >= SHORTEST_SCALED else None,
         }.items():
             object.__setattr__(self, name, value)
+
+    @property
+    def layouts(self) -> dict[str, float]:
+        """The best peer over ours, both in the same layout, by layout; empty where the layer knows none."""
+        found = {}
+        for layout in LAYOUTS:
+            ours, theirs = (
+                _time_of(fastest(way for way in ways if way.name.rpartition(" ")[2] == layout)) for ways in (self.ours, self.peers)
+            )
+            ratio = _ratio(theirs, ours)
+            if ratio is not None:
+                found[layout] = ratio
+        return found
 
 
 def _time_of(way: Measured | None, *, cold: bool = False) -> Timing | None:
@@ -167,7 +192,7 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class _Layer:
-    """A layer of ours that was found right, contiguous or channels-last: what it called its op with, and what came out."""
+    """A layer of ours that was found right, in a memory format or layout: what it called its op with, and what came out."""
 
     form: str
     op: Callable[..., Tensor]
@@ -258,26 +283,29 @@ def _rows(settings: Settings, technique: Technique, layer: NetworkLayer, peaks: 
     rows = []
     for direction in settings.directions:
         read = sum(v.numel() * v.element_size() for v in made[0].operands.values() if isinstance(v, Tensor))
-        macs = technique.cost(problem).macs_valid
+        # what makes offsets or kernels is another op
+        macs = problem.batch * sum(stage.macs_valid for stage in technique.stages(problem) if not stage.side)
         demand = Demand.of(macs, read, made[0].y.numel() * made[0].y.element_size(), direction == BOTH)
-        ours, f32, peers = _timed(settings, technique, problem, direction, made, plain_made, peaks, asked)
+        ours, f32, peers, one_thread = _timed(settings, technique, problem, direction, made, plain_made, peaks, asked)
         floor = partial(demand.floor, peaks, double=problem.dtype == "f64")
         rows.append(
             named(
                 direction, "verified", "", max(m.share for m in made),
                 max(m.gradient_share or 0.0 for m in made) if direction == BOTH else None,
-                demand.flops // 2, demand.moved, floor(), floor(cold=True) if settings.cold else None, ours, f32, peers,
+                demand.flops // 2, demand.moved, floor(), floor(cold=True) if settings.cold else None, ours, f32, peers, one_thread,
             )
         )  # fmt: skip
     return rows
 
 
 def _verified(technique: Technique, problem: Problem, settings: Settings) -> list[_Layer]:
-    """Our layer in every memory format, once each was found right.
+    """Our layer in every memory format or layout, once each was found right; contiguous, or in NCT, comes first.
 
     Raises:
         AssertionError: It is not.
     """
+    if "layout" in signature(technique.ops[problem.rank]).parameters:
+        return _verified_layouts(technique, problem, settings)
     made = []
     for form, asked in _forms(technique, problem):
         layer = fresh_layer(technique, asked.replace(channels_last=False), settings.seed)
@@ -291,6 +319,44 @@ def _verified(technique: Technique, problem: Problem, settings: Settings) -> lis
         operands = {k: v.detach() if isinstance(v, Tensor) else v for k, v in call.operands.items()}
         made.append(_Layer(form, type(call.layer).op, operands, call.y, share, gradient))
     return made
+
+
+def _verified_layouts(technique: Technique, problem: Problem, settings: Settings) -> list[_Layer]:
+    """The same operands in every layout: one reference and one bound for all; NCT's gradients, once found right, are the others'.
+
+    Raises:
+        AssertionError: A layout is not right.
+    """
+    layer = fresh_layer(technique, problem, settings.seed)
+    x = make_inputs(technique, problem, seed=settings.seed)["input"]
+    call = layer_calls(layer, x)[-1]
+    op, wide = type(call.layer).op, widened(call.operands)
+    with torch.no_grad():
+        expected = technique.reference(**wide)
+        bound = cache(lambda u: technique.bound(u, **wide))
+    known = replace(
+        technique,
+        reference=lambda *, layout, **_: LAYOUTS[layout].of(expected),
+        bound=lambda u, *, layout, **_: LAYOUTS[layout].of(bound(u)),
+    )
+    made, gradient = [], None
+    for layout in LAYOUTS:
+        operands = {k: v.detach() if isinstance(v, Tensor) else v for k, v in laid_out(call.operands, layout).items()}
+        with torch.no_grad():
+            y = op(**operands)
+            share = assert_within_bound(known, operands, y)
+        made.append(_Layer(layout, op, operands, y, share, None))
+    if BOTH in settings.directions:
+        with torch.no_grad():
+            same = agree([technique.peers[0].run(**wide)], [expected], EXACT)
+        references = {technique.name: technique.peers[0].run} if same else {}
+        gradient = verify_gradients(layer, x, seed=settings.seed, references=references)
+        first, *others = (torch_way(m.form, BOTH, op, m.operands, torch.ones_like(call.y)) for m in made)
+        answer = first.answer()
+        for way in others:
+            if not agree(way.answer(), answer, PEER_TOLERANCE if problem.dtype in HALF else LAYOUT_TOLERANCE):
+                raise AssertionError(f"{technique.name}: the gradients in {way.name} must be those in {first.name}")
+    return [replace(m, gradient_share=gradient) for m in made]
 
 
 def _forms(technique: Technique, problem: Problem) -> Iterator[tuple[str, Problem]]:
@@ -337,20 +403,25 @@ def _timed(
     peaks: Peaks,
     asked: Sequence[Rival],
 ) -> tuple[tuple[Measured, ...], ...]:
-    """Ours, ours in float32 and the peers, measured in turns."""
+    """Ours, ours in float32, the peers, and ours with one thread where there are more, measured in turns."""
     generator = torch.Generator().manual_seed(settings.seed)
     grad_y = (torch.rand(made[0].y.shape, generator=generator) + 0.5).to(problem.torch_dtype)
     with torch.set_grad_enabled(direction == BOTH):
-        groups: dict[str, list[Way | Measured]] = {"ours": [], "f32": [], "peers": []}
+        groups: dict[str, list[Way | Measured]] = {"ours": [], "f32": [], "peers": [], "one thread": []}
         for group, layers in {"ours": made, "f32": plain_made}.items():
             for m in layers:
-                groups[group].append(torch_way(m.form, direction, m.op, m.operands, grad_y.reshape(m.y.shape).to(m.y.dtype)))
+                groups[group].append(torch_way(m.form, direction, m.op, m.operands, grad_y))
+        if settings.threads > 1:
+            groups["one thread"] = [
+                replace(way, call=_with_one_thread(way.call, settings.threads)) for way in groups["ours"] if isinstance(way, Way)
+            ]
         task = Task(technique, problem, made[0].operands, grad_y, settings.threads)
         first = groups["ours"][0]
         assert isinstance(first, Way)
         expected = first.answer()
         for way in ways(task, direction, asked):
             groups["peers"].append(_checked(way, expected))
+        groups["peers"] = _contenders(groups["peers"])
         calls = {f"{group} {way.name}": way.call for group, listed in groups.items() for way in listed if isinstance(way, Way)}
         share = settings.budget / len(settings.directions) / (2 if settings.cold else 1)
         hot = alternate(calls, budget=share)
@@ -366,6 +437,37 @@ def _timed(
     return tuple(tuple(measured(group, way) for way in listed) for group, listed in groups.items())
 
 
+def _with_one_thread(call: Callable[[], object], threads: int) -> Callable[[], object]:
+    def run() -> object:
+        torch.set_num_threads(1)
+        try:
+            return call()
+        finally:
+            torch.set_num_threads(threads)
+
+    return run
+
+
+def _contenders(found: list[Way | Measured]) -> list[Way | Measured]:
+    """Of many ways those that may be the fastest; the others have the shorter time of two calls, which the check has warmed up."""
+    timed = {way.name: min(_one_call(way), _one_call(way)) for way in found if isinstance(way, Way)}
+    if len(timed) <= MANY:
+        return found
+    most = MAY_BE_BEST * min(timed.values())
+    return [
+        Measured(way.name, Timing(*3 * (timed[way.name],), samples=1, repeats=1), agrees=True)
+        if isinstance(way, Way) and timed[way.name] > most
+        else way
+        for way in found
+    ]
+
+
+def _one_call(way: Way) -> float:
+    began = time.perf_counter()
+    way.call()
+    return time.perf_counter() - began
+
+
 def _checked(way: Way | Absent, expected: Sequence[Tensor]) -> Way | Measured:
     """The way itself if it computes the same as ours; otherwise why it is not timed."""
     if isinstance(way, Absent):
@@ -379,7 +481,7 @@ def _checked(way: Way | Absent, expected: Sequence[Tensor]) -> Way | Measured:
     return Measured(way.name, agrees=False, reason=f"its answer is more than {PEER_TOLERANCE:.0%} away")
 
 
-def agree(theirs: Sequence[Tensor], ours: Sequence[Tensor]) -> bool:
+def agree(theirs: Sequence[Tensor], ours: Sequence[Tensor], tolerance: float = PEER_TOLERANCE) -> bool:
     """Whether two answers are the same but for rounding, each tensor in the 1-norm.
 
     >>> agree([torch.tensor([1.0, 2.0])], [torch.tensor([[1.0, 2.01]])]), agree([torch.tensor([1.0])], [torch.tensor([1.1])])
@@ -388,7 +490,7 @@ def agree(theirs: Sequence[Tensor], ours: Sequence[Tensor]) -> bool:
     if [t.numel() for t in theirs] != [o.numel() for o in ours]:
         return False
     pairs = [(t.double().reshape(o.shape), o.double()) for t, o in zip(theirs, ours, strict=True)]
-    return all(bool((t - o).abs().sum() <= PEER_TOLERANCE * o.abs().sum()) for t, o in pairs)
+    return all(bool((t - o).abs().sum() <= tolerance * o.abs().sum()) for t, o in pairs)
 
 
 class StoppedClock:
@@ -452,14 +554,20 @@ def _notes(settings: Settings) -> tuple[str, ...]:
     gradients = ", gradients in the 1-norm against plain torch's in float64" if BOTH in settings.directions else ""
     notes = [
         "Ratio: time of the best peer over ours; above 1 we are faster, ≈ where the quartiles overlap. Ours and torch count in "
-        "their faster memory format.",
+        "their faster memory format or layout.",
         f"Verified before timed: ours against the reference in float64 under its derived error bound{gradients}; a peer (≠) whose "
         f"answer is more than {PEER_TOLERANCE:.0%} from ours is not timed.",
         "Time: median, all in one process and in turns. Hot: called again and again. Backward: gradients of input, weight and bias "
         "for a fixed gradient of the result.",
-        "Floor: max(flops / peak, bytes / copy bandwidth of the smallest memory that holds all tensors), each tensor moved once; "
-        "peaks measured in the same run through torch: the faster of a matrix product and a dense convolution, and copies.",
+        "Floor: max(flops / peak, bytes / copy bandwidth of the smallest memory that holds all tensors), each tensor moved once, "
+        "kernels per position too, exponentials not counted; peaks measured in the same run through torch: the faster of a matrix "
+        "product and a dense convolution, and copies.",
     ]
+    if settings.threads > 1:
+        notes.append(
+            f"Scaling: our time with one thread over that with {settings.threads}, in turns, where one takes "
+            f"{1e6 * SHORTEST_SCALED:.0f} µs at least."
+        )
     if settings.cold:
         notes.append("Cold: a buffer of twice the largest cache was streamed before every call; its floor is that of main memory.")
     return tuple(notes)
@@ -470,9 +578,12 @@ def slug(state: Machine | None = None) -> str:
 
     >>> slug(Machine("AMD EPYC 9B45 (x)", 2, 1, "AVX512", "Linux x86_64", "3.11.7", "2.14.1", None))
     'amd-epyc-9b45-x-avx512'
+    >>> slug(Machine("AMD EPYC 9B45 (x)", 2, 2, "AVX512", "Linux x86_64", "3.11.7", "2.14.1", None))
+    'amd-epyc-9b45-x-avx512-2-threads'
     """
     state = state or machine()
-    words = "".join(c if c.isalnum() else " " for c in f"{state.cpu} {state.capability}".lower())
+    threads = f" {state.threads} threads" if state.threads > 1 else ""
+    words = "".join(c if c.isalnum() else " " for c in f"{state.cpu} {state.capability}{threads}".lower())
     return "-".join(words.split())
 
 

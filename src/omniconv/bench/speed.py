@@ -1,7 +1,7 @@
 """A Benchmark as tables, and what the README says of the committed ones."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from omniconv.bench.peers import BOTH, DIRECTIONS
 from omniconv.bench.report import milliseconds
 from omniconv.bench.runner import HALF, Benchmark, Measured, Row, fastest, load
 from omniconv.problem import Problem
+from omniconv.techniques._sequence import LAYOUTS
 
 RESULTS = Path("benchmarks") / "results"
 NO_RESULTS = "No results are committed yet: `make bench` measures this machine."
@@ -54,8 +55,12 @@ class Summary:
     losses: tuple[Row, ...]
     to_floor: float | None
     torch_ratio: float | None
+    torch_worst: float | None
     f32_ratio: float | None
+    f32_worst: float | None
     cold_ratio: float | None
+    scaling: float | None
+    layouts: Mapping[str, float]
 
 
 def summaries(rows: Iterable[Row]) -> tuple[Summary, ...]:
@@ -68,12 +73,16 @@ def summaries(rows: Iterable[Row]) -> tuple[Summary, ...]:
             return geomean(known) if known else None
 
         ratios = {row.ratio: row for row in members if row.ratio is not None}
+        eager = [row.torch_ratio for row in members if row.torch_ratio is not None]
+        half = [row.f32_ratio for row in members if row.f32_ratio is not None]
+        by_layout = {layout: [row.layouts[layout] for row in members if layout in row.layouts] for layout in LAYOUTS}
         losses = sorted((row for row in members if row.ratio is not None and row.ratio < 1), key=lambda row: row.ratio or 0.0)
         made.append(
             Summary(
                 f"{group} {_DIRECTION[direction]}", len(members), mean(r.ratio for r in members), min(ratios, default=None),
-                tuple(losses), mean(r.to_floor for r in members), mean(r.torch_ratio for r in members),
-                mean(r.f32_ratio for r in members), mean(r.cold_ratio for r in members),
+                tuple(losses), mean(r.to_floor for r in members), mean(eager), min(eager, default=None),
+                mean(half), min(half, default=None), mean(r.cold_ratio for r in members), mean(r.scaling for r in members),
+                {layout: geomean(ratios) for layout, ratios in by_layout.items() if ratios},
             )
         )  # fmt: skip
     return tuple(made)
@@ -121,6 +130,10 @@ def _median_ms(
     return value
 
 
+def _in_layout(layout: str) -> Callable[[Row], float | None]:
+    return lambda row: row.layouts.get(layout)
+
+
 def _style(row: Row) -> str:
     if row.ratio is None or not row.differs:
         return ""
@@ -130,6 +143,7 @@ def _style(row: Row) -> str:
 def _columns(rows: Sequence[Row]) -> tuple[Column, ...]:
     """Those that have something to say of the rows; machines get all."""
     half, cold = any(row.f32 for row in rows), any(row.cold_ratio is not None for row in rows)
+    scaled = any(row.scaling is not None for row in rows)
     return (
         Column("network", "network", lambda r: r.network, under="problem"),
         Column("problem", "layer", lambda r: r.problem, lambda r: r.problem.partition(" ")[2], folds=True),
@@ -143,9 +157,11 @@ def _columns(rows: Sequence[Row]) -> tuple[Column, ...]:
         Column("limit", "limit", lambda r: r.floor and r.floor.limit, needs=100),
         Column("torch_ratio", "torch\nratio", lambda r: r.torch_ratio, lambda r: times(r.torch_ratio), right=True, needs=100),
         Column("f32_ratio", "our f32\nratio", lambda r: r.f32_ratio, lambda r: times(r.f32_ratio), right=True, hidden=not half),
+        Column("scaling", "scaling", lambda r: r.scaling, lambda r: times(r.scaling), right=True, hidden=not scaled, needs=100),
         Column("macs", "MACs", lambda r: r.macs, lambda r: amount(r.macs), right=True, needs=100),
         Column("bytes", "MB", lambda r: r.bytes, lambda r: figures(r.bytes / 1e6), right=True, needs=120),
         Column("format", "", lambda r: r.best, hidden=True),
+        *(Column(f"ratio_{layout}", "", _in_layout(layout), hidden=True) for layout in LAYOUTS if any(r.layouts for r in rows)),
         Column("ours_q1_ms", "", _median_ms(lambda r: r.ours, quantity="low"), hidden=True),
         Column("ours_q3_ms", "", _median_ms(lambda r: r.ours, quantity="high"), hidden=True),
         Column("peer_q1_ms", "", _median_ms(lambda r: r.peers, quantity="low"), hidden=True),
@@ -182,14 +198,19 @@ def _peaks(result: Benchmark) -> str:
 
 def remarks(result: Benchmark) -> tuple[str, ...]:
     """What must be said below the tables: who is absent and why, how to read, and the verdict."""
-    missing = {(absent.name, absent.reason) for absent in result.absent}
+    missing = {absent.reason: {absent.name: None} for absent in result.absent}
     for row in result.rows:
-        missing |= {
-            (way.name, f"{way.reason} ({Problem.parse(row.problem).dtype})")
-            for way in row.peers
-            if way.agrees is None and way.reason
-        }
-    return (*(f"Absent: {name}: {reason}." for name, reason in sorted(missing)), *result.notes, verdict(result))
+        for way in row.peers:
+            if way.agrees is None and way.reason:
+                reason = f"{way.reason} ({Problem.parse(row.problem).dtype})"
+                missing.setdefault(reason, {})[_without_layout(way.name)] = None
+    lines = sorted(f"Absent: {', '.join(names)}: {reason}." for reason, names in missing.items())
+    return (*lines, *result.notes, verdict(result))
+
+
+def _without_layout(name: str) -> str:
+    before, _, last = name.rpartition(" ")
+    return before if last in LAYOUTS else name
 
 
 def verdict(result: Benchmark) -> str:
@@ -203,13 +224,27 @@ def verdict(result: Benchmark) -> str:
     return words + ("; interrupted" if result.interrupted else "")
 
 
+def _readme_columns(known: Sequence[Summary]) -> tuple[Column, ...]:
+    """Every time has the same columns but those of which nothing is known in any group: scaling and layouts."""
+    scaled, layouts = any(s.scaling is not None for s in known), [n for n in LAYOUTS if any(n in s.layouts for s in known)]
+    scaling = Column("scaling", "one thread ÷ ours", lambda s: s.scaling, lambda s: times(s.scaling), right=True)
+    return (*_README, *map(_of_layout, layouts), *[scaling] * scaled)
+
+
+def _of_layout(layout: str) -> Column:
+    """The best peer in a layout over ours in the same."""
+    return Column(layout, f"both in {layout}", lambda s: s.layouts.get(layout), lambda s: times(s.layouts.get(layout)), right=True)
+
+
 _README: tuple[Column, ...] = (
     Column("group", "group", lambda s: s.name),
     Column("shapes", "layers", lambda s: s.shapes, right=True),
     Column("ratio", "best peer ÷ ours, geomean", lambda s: s.ratio, lambda s: times(s.ratio), right=True),
     Column("worst", "worst", lambda s: s.worst, lambda s: times(s.worst), right=True),
     Column("torch", "torch ÷ ours", lambda s: s.torch_ratio, lambda s: times(s.torch_ratio), right=True),
+    Column("torch_worst", "worst", lambda s: s.torch_worst, lambda s: times(s.torch_worst), right=True),
     Column("f32", "our f32 ÷ ours", lambda s: s.f32_ratio, lambda s: times(s.f32_ratio), right=True),
+    Column("f32_worst", "worst", lambda s: s.f32_worst, lambda s: times(s.f32_worst), right=True),
     Column("floor", "ours ÷ floor", lambda s: s.to_floor, lambda s: times(s.to_floor), right=True),
 )
 
@@ -227,7 +262,7 @@ def _readme_section(result: Benchmark) -> str:
     threads = result.settings.threads
     lines = [
         f"{result.machine.cpu} ({result.machine.capability}), {threads} thread{'s' * (threads > 1)}; {packages}; {_peaks(result)}.",
-        as_markdown([Table("", _README, known)]),
+        as_markdown([Table("", _readme_columns(known), known)]),
     ]
     losses = [f"- {s.name}: {'; '.join(map(_loss, s.losses))}" for s in known if s.losses]
     lines.append("\n".join(["Losses, best peer ÷ ours (≈ within noise):", "", *losses]) if losses else "Losses: none.")
