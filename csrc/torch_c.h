@@ -32,6 +32,7 @@ int32_t aoti_torch_dtype_float64();
 int32_t aoti_torch_dtype_bfloat16();
 int32_t aoti_torch_dtype_float16();
 int32_t aoti_torch_dtype_int64();
+int32_t aoti_torch_dtype_bool();
 int32_t aoti_torch_device_type_cpu();
 AOTITorchError torch_parallel_for(int64_t, int64_t, int64_t, ParallelFunc, void*);
 AOTITorchError torch_list_size(StableListHandle, size_t*);

@@ -44,7 +44,9 @@ inline Ints strides(const Ints& size, bool last) {
   return stride;
 }
 
-inline int64_t element_size(int32_t dtype) { return dtype == aoti_torch_dtype_float64() ? 8 : dtype == aoti_torch_dtype_float32() ? 4 : 2; }
+inline int64_t element_size(int32_t dtype) {
+  return dtype == aoti_torch_dtype_float64() ? 8 : dtype == aoti_torch_dtype_float32() ? 4 : dtype == aoti_torch_dtype_bool() ? 1 : 2;
+}
 
 // The same numbers, contiguous. What calls an op sees to this itself, but an exported program has forgotten to where nothing was to do.
 inline Tensor copied(const Tensor& t) {

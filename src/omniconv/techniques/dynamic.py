@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from omniconv.geometry import Grid, Padding, pads_of
 from omniconv.problem import Problem
+from omniconv.techniques._dynamic import ENGINE, dynamic, refusal
 from omniconv.techniques._grid import grid_stage
 from omniconv.techniques._layer import Causal, Layer
 from omniconv.techniques._operator import accumulated_in, fail, receive
@@ -159,8 +160,25 @@ def dynamic_conv1d(
         )
     return run(
         op, convolve, input, x, kernels, bias, axes, windows, softmax=softmax, padding_mask=padding_mask,
-        weight_dropout=weight_dropout, training=training, activation=activation,
+        weight_dropout=weight_dropout, training=training, activation=activation, native=_native_or_none,
     )  # fmt: skip
+
+
+def _native_or_none(
+    x: Tensor,
+    kernels: Tensor,
+    bias: Tensor | None,
+    axes: Axes,
+    windows: Grid,
+    mask: Tensor | None,
+    softmax: bool,
+    dropout: float,
+    activation: str | None,
+) -> Tensor | None:
+    """A checked call by the engine; None where it refuses."""
+    if refusal(x, kernels, bias, windows, dropout) is not None:
+        return None
+    return dynamic(convolve, x, kernels, bias, axes, windows, mask, softmax, activation)
 
 
 class Projection(Layer, nn.Linear):
@@ -367,4 +385,5 @@ TECHNIQUE = Technique(
     variant=variant,
     peers=DYNAMIC_PEERS,
     linear={"softmax": False},
+    engine=ENGINE,
 )

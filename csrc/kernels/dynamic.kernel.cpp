@@ -1,0 +1,477 @@
+// Dynamic convolution; compiled once per instruction set (CMake defines ISA, the namespace, and VECTOR_BYTES).
+//
+// The weights of a tile of positions are made in L1 and serve all channels of the head. What the tile reads is copied beside them, widened,
+// with its pads, masked and mirrored positions, so that what follows is arithmetic without a case. There are two arithmetics, which give
+// the same bits: with channels in the lanes (`across`) every load is aligned and a weight is broadcast; with positions in the lanes
+// (`along`) the weights are vectors too, and nothing of a contiguous sequence is transposed.
+// The input gradient is the same application to grad_y, of weights that are each moved to the position they reach.
+#include "kernels/dynamic.h"
+
+#include "kernels/dynamic_tile.h"
+#include "simd/activate.h"
+
+#ifndef ISA
+#define ISA isa_base
+#endif
+
+namespace omniconv {
+namespace ISA {
+namespace {
+
+#define FUNCTION __attribute__((noinline))  // of its own for its registers
+
+constexpr int kBlock = VECTOR_BYTES == 64 ? 8 : 6;     // positions whose sums are held at once, of two vectors of channels
+constexpr int kChannels = VECTOR_BYTES == 64 ? 8 : 4;  // channels whose sums are held at once, of two vectors of positions
+constexpr int64_t kPack = 16;                          // channels of a tile with positions in the lanes
+constexpr int64_t kUnit = 32;                          // tiles are multiples of it: two of the widest vectors
+
+// Positions whose weights, and what makes them, stay in `bytes`.
+template <class A> int64_t tile_of(int64_t K, int64_t bytes) {
+  return max64(kUnit, min64(128, bytes / (K * int64_t(sizeof(A))) / kUnit * kUnit));
+}
+
+// ---- channels in the lanes
+
+// R positions meet Q taps: a row is loaded once for all of them.
+template <class A, int W, int R, int Q> INLINE void slide(const A* x, const A* w, int64_t stride, typename Vec<A>::V (*sum)[W]) {
+  typedef typename Vec<A>::V V;
+  constexpr int L = Vec<A>::lanes;
+#pragma GCC unroll 16
+  for (int j = 0; j < R + Q - 1; ++j) {
+    V row[W];
+#pragma GCC unroll 2
+    for (int v = 0; v < W; ++v) row[v] = held(load(x + (j * W + v) * L));
+#pragma GCC unroll 8
+    for (int q = 0; q < Q; ++q)
+      if (j >= q && j - q < R) {
+        V tap = broadcast(w[q * stride + j - q]);
+        if (W > 1) tap = held(tap);
+#pragma GCC unroll 2
+        for (int v = 0; v < W; ++v) sum[j - q][v] += tap * row[v];
+      }
+  }
+}
+
+// R positions of W vectors of channels; tap i of position p meets row p + i·step.
+template <class A, int W, int R>
+FUNCTION void across_block(const A* x, int64_t step, const A* w, int64_t stride, int64_t K, const A* bias, Activation a, A* y, int64_t y_step) {
+  typedef typename Vec<A>::V V;
+  constexpr int L = Vec<A>::lanes;
+  V sum[R][W];
+#pragma GCC unroll 8
+  for (int p = 0; p < R; ++p)
+#pragma GCC unroll 2
+    for (int v = 0; v < W; ++v) sum[p][v] = load(bias + v * L);
+  int64_t i = 0;
+  if (step == 1) {
+    if constexpr (R > 1) {
+      for (; i + 4 <= K; i += 4) slide<A, W, R, 4>(x + i * W * L, w + i * stride, stride, sum);
+      if (i + 2 <= K) slide<A, W, R, 2>(x + i * W * L, w + i * stride, stride, sum), i += 2;
+    }
+    for (; i < K; ++i) slide<A, W, R, 1>(x + i * W * L, w + i * stride, stride, sum);
+  } else {
+    for (; i < K; ++i) slide<A, W, R, 1>(x + i * step * W * L, w + i * stride, stride, sum);
+  }
+  if (a != kNone) {
+#pragma GCC unroll 8
+    for (int p = 0; p < R; ++p)
+#pragma GCC unroll 2
+      for (int v = 0; v < W; ++v) sum[p][v] = activate<A>(sum[p][v], a);
+  }
+#pragma GCC unroll 8
+  for (int p = 0; p < R; ++p)
+#pragma GCC unroll 2
+    for (int v = 0; v < W; ++v) store(y + p * y_step + v * L, sum[p][v]);
+}
+
+template <class A, int W>
+void across(const A* x, int64_t step, const A* w, int64_t stride, int64_t K, int64_t n, const A* bias, Activation a, A* y, int64_t y_step) {
+  constexpr int L = Vec<A>::lanes;
+  int64_t p = 0;
+  for (; p + kBlock <= n; p += kBlock) across_block<A, W, kBlock>(x + p * W * L, step, w + p, stride, K, bias, a, y + p * y_step, y_step);
+  for (; p + 3 <= n; p += 3) across_block<A, W, 3>(x + p * W * L, step, w + p, stride, K, bias, a, y + p * y_step, y_step);
+  for (; p < n; ++p) across_block<A, W, 1>(x + p * W * L, step, w + p, stride, K, bias, a, y + p * y_step, y_step);
+}
+
+// ---- positions in the lanes
+
+// B vectors of positions of C channels; tap i of position p meets element p + i·step of a row.
+template <class A, int C, int B>
+FUNCTION void along_block(const A* x, int64_t row, int64_t step, const A* w, int64_t stride, int64_t K, const A* bias, Activation a, A* y, int64_t y_row) {
+  typedef typename Vec<A>::V V;
+  constexpr int L = Vec<A>::lanes;
+  V sum[C][B];
+#pragma GCC unroll 8
+  for (int c = 0; c < C; ++c)
+#pragma GCC unroll 4
+    for (int b = 0; b < B; ++b) sum[c][b] = broadcast(bias[c]);
+  for (int64_t i = 0; i < K; ++i, x += step, w += stride)
+#pragma GCC unroll 4
+    for (int b = 0; b < B; ++b) {
+      const V tap = held(load(w + b * L));
+#pragma GCC unroll 8
+      for (int c = 0; c < C; ++c) sum[c][b] += tap * load(x + c * row + b * L);
+    }
+#pragma GCC unroll 8
+  for (int c = 0; c < C; ++c)
+#pragma GCC unroll 4
+    for (int b = 0; b < B; ++b) store(y + c * y_row + b * L, a == kNone ? sum[c][b] : activate<A>(sum[c][b], a));
+}
+
+// `channels` rows of n positions, in whole vectors.
+template <class A>
+void along(const A* x, int64_t row, int64_t step, const A* w, int64_t stride, int64_t K, int64_t n, int64_t channels, const A* bias, Activation a, A* y, int64_t y_row) {
+  constexpr int L = Vec<A>::lanes;
+  int64_t c = 0;
+  auto rows = [&](auto two, auto one, int64_t many) {
+    for (; c + many <= channels; c += many)
+      for (int64_t t = 0; t < n; t += 2 * L)
+        (n - t > L ? two : one)(x + c * row + t, row, step, w + t, stride, K, bias + c, a, y + c * y_row + t, y_row);
+  };
+  rows(along_block<A, kChannels, 2>, along_block<A, kChannels, 1>, kChannels);
+  if (kChannels > 4) rows(along_block<A, 4, 2>, along_block<A, 4, 1>, 4);
+  rows(along_block<A, 2, 2>, along_block<A, 2, 1>, 2);
+  rows(along_block<A, 1, 2>, along_block<A, 1, 1>, 1);
+}
+
+// ---- an application: of the weights in a table, to what the spans of a tile name
+
+template <class E, class A> struct Application {
+  int64_t K, heads, group;
+  int64_t from_step, from_channel, to_step, to_channel;
+  const A* bias;  // or null
+  Activation activation;
+  bool lanes_are_channels;
+  // scratch
+  A *in, *out, *shift;
+  int64_t in_row;
+
+  static constexpr int64_t L = Vec<A>::lanes;
+
+  Application(Shelf& shelf, const DynamicGeometry& g, int64_t tile, int64_t rows, bool in_time)
+      : K(g.kernel), heads(g.heads), group(g.group), lanes_are_channels(group * 2 > L && !(in_time && K < 8)) {
+    in_row = round_up(rows, kUnit) + 3 * kUnit + Vec<float>::lanes;  // no power of two: L1 would hold few of such rows
+    in = shelf.take<A>(max64(kPack * in_row, (rows + L) * 2 * L));
+    out = shelf.take<A>(max64(kPack, 2 * L) * tile);
+    shift = shelf.take<A>(round_up(heads * group, kPack) + 2 * L);
+  }
+  void set_bias(const A* bias) {
+    for (int64_t c = 0; c < round_up(heads * group, kPack) + 2 * L; ++c) shift[c] = bias && c < heads * group ? bias[c] : A(0);
+  }
+  // W vectors of channels, or as many of them as there are before channel `end`.
+  template <int W> void channels(const Spans& spans, const Reach& reach, const A* table, int64_t stride, int64_t n, const E* x, int64_t c, int64_t end, E* y) const {
+    const int64_t many = min64(W * L, end - c);
+    pack_rows<E, A, W>(spans, x, from_step, from_channel, c, end, in);
+    E* to = y + c * to_channel;
+    if (sizeof(E) == sizeof(A) && to_channel == 1 && many == W * L)
+      return across<A, W>(in, reach.step, table, stride, K, n, shift + c, activation, (A*)to, to_step);
+    across<A, W>(in, reach.step, table, stride, K, n, shift + c, activation, out, W * L);
+    if (to_channel == 1) {
+      for (int64_t t = 0; t < n; ++t)
+        for (int64_t v = 0; v * L < many; ++v) store_part<A>(to + t * to_step + v * L, load(out + (t * W + v) * L), many - v * L);
+      return;
+    }
+    unpack(out, W * L, n, many, to, to_channel);
+  }
+  // Squares of a matrix (rows, columns) become squares of its transpose, whose rows are elements.
+  static void unpack(const A* from, int64_t from_row, int64_t rows, int64_t columns, E* to, int64_t to_row) {
+    typename Vec<A>::V square[L];
+    for (int64_t r = 0; r < rows; r += L)
+      for (int64_t c = 0; c < columns; c += L) {
+        const int64_t n = min64(L, rows - r), m = min64(L, columns - c);
+        if (n == L && m == L) {
+#pragma GCC unroll 16
+          for (int i = 0; i < L; ++i) square[i] = load(from + (r + i) * from_row + c);
+          transpose<A>(square);
+#pragma GCC unroll 16
+          for (int i = 0; i < L; ++i) store(to + (c + i) * to_row + r, square[i]);
+        } else {
+          for (int i = 0; i < L; ++i) square[i] = load(from + (r + (i < n ? i : 0)) * from_row + c);
+          transpose<A>(square);
+          for (int i = 0; i < m; ++i) store_part<A>(to + (c + i) * to_row + r, square[i], n);
+        }
+      }
+  }
+  // x is the first position and channel of the sequence, y of the tile; weigh(h) fills the table for head h.
+  template <class F> void run(const Spans& spans, const Reach& reach, const A* table, int64_t stride, int64_t n, const E* x, E* y, const F& weigh) const {
+    if (lanes_are_channels) {
+      for (int64_t h = 0; h < heads; ++h) {
+        weigh(h);
+        for (int64_t c = h * group, end = c + group; c < end;) {
+          const bool two = end - c > L;
+          if (two) channels<2>(spans, reach, table, stride, n, x, c, end, y);
+          else channels<1>(spans, reach, table, stride, n, x, c, end, y);
+          c += two ? 2 * L : L;
+        }
+      }
+      return;
+    }
+    const int64_t whole = round_up(n, 2 * L);
+    if (heads == 1) weigh(0);
+    for (int64_t c = 0; c < heads * group; c += kPack) {
+      const int64_t many = min64(kPack, heads * group - c);
+      pack_channels<E, A>(spans, x + c * from_channel, from_step, from_channel, many, in, in_row);
+      E* to = y + c * to_channel;
+      const bool direct = sizeof(E) == sizeof(A) && to_step == 1 && n % L == 0;
+      A* made = direct ? (A*)to : out;
+      const int64_t row = direct ? to_channel : whole;
+      if (heads == 1) along<A>(in, in_row, reach.step, table, stride, K, n, many, shift + c, activation, made, row);
+      for (int64_t h = 0; heads > 1 && h < heads; ++h) {  // few channels in all: one pack
+        weigh(h);
+        along<A>(in + h * group * in_row, in_row, reach.step, table, stride, K, n, group, shift + h * group, activation, made + h * group * row, row);
+      }
+      if (direct) continue;
+      if (to_step != 1) {
+        unpack(out, whole, many, n, to, to_step);
+        continue;
+      }
+      for (int64_t i = 0; i < many; ++i)
+        for (int64_t t = 0; t < n; t += L) store_part<A>(to + i * to_channel + t, load(out + i * whole + t), n - t);
+    }
+  }
+};
+
+// ---- forward
+
+template <class E, class A> struct Forward {
+  int64_t tile;
+  A *table, *most, *column;
+  Span* span;
+  Shelf shelf;
+  Application<E, A> apply;
+
+  Forward(const DynamicGeometry& g, void* scratch)
+      : tile(tile_of<A>(g.kernel, 16384)),
+        shelf{uintptr_t(scratch)},
+        apply((table = shelf.take<A>(g.kernel * tile), most = shelf.take<A>(tile), column = shelf.take<A>(g.kernel + 2 * kUnit),
+               span = shelf.take<Span>(Reach(tile, g.kernel, g.dilation).rows), shelf),
+              g, tile, Reach(tile, g.kernel, g.dilation).rows, g.x_step == 1) {}
+};
+
+// Row i of n whole vectors is column[i].
+template <class A> void repeat(const A* column, int64_t K, int64_t n, A* table, int64_t stride) {
+  for (int64_t i = 0; i < K; ++i)
+    for (int64_t t = 0; t < n; t += Vec<A>::lanes) store(table + i * stride + t, broadcast(column[i]));
+}
+
+template <class E> size_t forward_bytes(const DynamicGeometry& g) { return Forward<E, typename Sum<E>::type>(g, nullptr).shelf.at; }
+
+template <class E>
+void forward(const DynamicGeometry& g, int64_t first, int64_t last, const void* x, const void* kernels, const void* bias, const uint8_t* mask, void* yv, void* scratch) {
+  typedef typename Sum<E>::type A;
+  Forward<E, A> f(g, scratch);
+  const int64_t K = g.kernel, tile = f.tile;
+  f.apply.from_step = g.x_step;
+  f.apply.from_channel = g.x_channel;
+  f.apply.to_step = g.y_step;
+  f.apply.to_channel = g.y_channel;
+  f.apply.activation = g.activation;
+  f.apply.set_bias((const A*)bias);
+  for (int64_t t = first; t < last; t += tile) {
+    const int64_t n = min64(tile, last - t);
+    const Reach reach(n, K, g.dilation);
+    const Spans spans = spans_of(g, t, n, g.before, g.length, reach, mask, f.span);
+    f.apply.run(spans, reach, f.table, tile, n, (const E*)x, (E*)yv + t * g.y_step, [&](int64_t h) {
+      const E* numbers = (const E*)kernels + h * K * g.positions;
+      if (g.positions != 1) return weigh(numbers, g.positions, K, g.softmax, t, n, f.table, tile, f.most);
+      if (g.heads == 1 && t != first) return;
+      weigh_one(numbers, K, g.softmax, f.column);
+      repeat(f.column, K, n, f.table, tile);
+    });
+  }
+}
+
+// ---- the gradient of the input
+
+// How many positions of x a tile has: their weights are those of K − 1 more outputs, so that a short tile makes many of them twice.
+int64_t input_tile(const DynamicGeometry& g) { return round_up(min64(max64(256, g.dilation * (g.kernel - 1)), g.length), kUnit); }
+
+template <class E, class A> struct GradInput {
+  int64_t tile, wide;  // positions of x, and of y whose weights they need
+  A *table, *moved, *most, *column;
+  Span* span;
+  Shelf shelf;
+  Application<E, A> apply;
+
+  GradInput(const DynamicGeometry& g, void* scratch)
+      : tile(input_tile(g)),
+        wide(round_up(min64(tile + g.dilation * (g.kernel - 1), g.outputs), kUnit) + kUnit),
+        shelf{uintptr_t(scratch)},
+        apply((table = shelf.take<A>(g.positions == 1 ? 0 : g.kernel * wide), moved = shelf.take<A>(g.kernel * tile), most = shelf.take<A>(wide),
+               column = shelf.take<A>(g.kernel + 2 * kUnit), span = shelf.take<Span>(Reach(tile, g.kernel, g.dilation).rows), shelf),
+              g, tile, Reach(tile, g.kernel, g.dilation).rows, g.y_step == 1) {}
+};
+
+template <class E> size_t grad_input_bytes(const DynamicGeometry& g) { return GradInput<E, typename Sum<E>::type>(g, nullptr).shelf.at; }
+
+template <class E>
+void grad_input(const DynamicGeometry& g, int64_t first, int64_t last, const void* grad_y, const void* kernels, const uint8_t* mask, void* grad_x, void* scratch) {
+  typedef typename Sum<E>::type A;
+  typedef typename Vec<A>::V V;
+  constexpr int64_t L = Vec<A>::lanes;
+  GradInput<E, A> f(g, scratch);
+  const int64_t K = g.kernel, tile = f.tile, far = g.dilation * (K - 1), before = far - g.before;
+  f.apply.from_step = g.y_step;
+  f.apply.from_channel = g.y_channel;
+  f.apply.to_step = g.x_step;
+  f.apply.to_channel = g.x_channel;
+  f.apply.activation = kNone;
+  f.apply.set_bias(nullptr);
+  for (int64_t s = first; s < last; s += tile) {
+    const int64_t n = min64(tile, last - s), low = s - before;  // output `low` is what tap K − 1 of position s meets
+    const int64_t from = min64(max64(low, 0), g.outputs), to = max64(min64(low + n + far, g.outputs), from);
+    const Reach reach(n, K, g.dilation);
+    const Spans spans = spans_of(g, s, n, before, g.outputs, reach, nullptr, f.span);
+    E* out = (E*)grad_x + s * g.x_step;
+    f.apply.run(spans, reach, f.moved, tile, n, (const E*)grad_y, out, [&](int64_t h) {
+      const E* numbers = (const E*)kernels + h * K * g.positions;
+      if (g.positions == 1) weigh_one(numbers, K, g.softmax, f.column);
+      else if (to > from) weigh(numbers, g.positions, K, g.softmax, from, to - from, f.table, f.wide, f.most);
+      for (int64_t i = 0; i < K; ++i) {
+        // position p meets output low + i·dilation + p by tap K − 1 − i; outside of the outputs the weight is 0, whatever the numbers hold
+        const int64_t base = low + i * g.dilation;
+        const int64_t left = min64(max64(from - base, 0), n), right = max64(min64(to - base, n), left);
+        A* row = f.moved + i * tile;
+        for (int64_t p = 0; p < n; p += L) store(row + p, V{});
+        const A* weights = f.table + (K - 1 - i) * f.wide + base - from;
+        for (int64_t p = left; p < right; p += L)
+          store_part<A>(row + p, g.positions == 1 ? broadcast(f.column[K - 1 - i]) : load_part<A>(weights + p, right - p), right - p);
+      }
+    });
+    for (int64_t p = 0; mask && p < n; ++p)
+      for (int64_t c = 0; mask[s + p] && c < g.heads * g.group; ++c) out[p * g.x_step + c * g.x_channel] = E{};
+  }
+}
+
+// ---- the gradient of the kernels
+
+// Q taps and B vectors of positions: g[i, t] += Σ_c grad_y[c, t]·x[c, t + i·step].
+template <class A, int Q, int B>
+FUNCTION void meet_block(const A* x, int64_t row, int64_t step, const A* grad_y, int64_t channels, A* g, int64_t stride) {
+  typedef typename Vec<A>::V V;
+  constexpr int L = Vec<A>::lanes;
+  V sum[Q][B];
+#pragma GCC unroll 8
+  for (int q = 0; q < Q; ++q)
+#pragma GCC unroll 2
+    for (int b = 0; b < B; ++b) sum[q][b] = load(g + q * stride + b * L);
+  for (int64_t c = 0; c < channels; ++c, x += row, grad_y += row) {
+    V d[B];
+#pragma GCC unroll 2
+    for (int b = 0; b < B; ++b) d[b] = held(load(grad_y + b * L));
+#pragma GCC unroll 8
+    for (int q = 0; q < Q; ++q)
+#pragma GCC unroll 2
+      for (int b = 0; b < B; ++b) sum[q][b] += d[b] * load(x + q * step + b * L);
+  }
+#pragma GCC unroll 8
+  for (int q = 0; q < Q; ++q)
+#pragma GCC unroll 2
+    for (int b = 0; b < B; ++b) store(g + q * stride + b * L, sum[q][b]);
+}
+
+template <class A> void meet(const A* x, int64_t row, int64_t step, const A* grad_y, int64_t channels, int64_t K, int64_t n, A* g, int64_t stride) {
+  constexpr int L = Vec<A>::lanes;
+  for (int64_t t = 0; t < n; t += 2 * L) {
+    int64_t i = 0;
+    auto taps = [&](auto two, auto one, int64_t many) {
+      for (; i + many <= K; i += many) (n - t > L ? two : one)(x + i * step + t, row, step, grad_y + t, channels, g + i * stride + t, stride);
+    };
+    if (VECTOR_BYTES == 64) taps(meet_block<A, 8, 2>, meet_block<A, 8, 1>, 8);
+    taps(meet_block<A, 4, 2>, meet_block<A, 4, 1>, 4);
+    taps(meet_block<A, 2, 2>, meet_block<A, 2, 1>, 2);
+    taps(meet_block<A, 1, 2>, meet_block<A, 1, 1>, 1);
+  }
+}
+
+// The gradient of the numbers at positions [t, t + n), from that of their weights.
+template <class E, class A>
+void through_softmax(const E* numbers, const DynamicGeometry& g, int64_t t, int64_t n, A* table, int64_t tile, A* most, const A* met, E* grad) {
+  typedef typename Vec<A>::V V;
+  constexpr int64_t L = Vec<A>::lanes;
+  if (g.softmax) weigh(numbers, g.positions, g.kernel, true, t, n, table, tile, most);
+  for (int64_t p = 0; p < n; p += L) {
+    V dot{};
+    for (int64_t i = 0; g.softmax && i < g.kernel; ++i) dot += load(table + i * tile + p) * load(met + i * tile + p);
+    for (int64_t i = 0; i < g.kernel; ++i) {
+      const V d = load(met + i * tile + p);
+      store_part<A>(grad + i * g.positions + t + p, g.softmax ? load(table + i * tile + p) * (d - dot) : d, n - p);
+    }
+  }
+}
+
+// The same of one kernel for all positions, whose weights' gradients are rows to be added up.
+template <class E, class A> void through_softmax_of_one(const E* numbers, int64_t K, bool softmax, A* column, A* met, int64_t tile, E* grad) {
+  weigh_one(numbers, K, softmax, column);
+  A dot = 0;
+  for (int64_t i = 0; i < K; ++i) {
+    A sum = 0;
+    for (int64_t p = 0; p < tile; ++p) sum += met[i * tile + p];
+    met[i] = sum;  // of a row before this one
+    dot += column[i] * sum;
+  }
+  for (int64_t i = 0; i < K; ++i) store_part<A>(grad + i, broadcast(softmax ? column[i] * (met[i] - dot) : met[i]), 1);
+}
+
+template <class E, class A> struct GradKernels {
+  int64_t tile, row;
+  Shelf shelf;
+  A *table, *met, *most, *column, *x, *grad_y;
+  Span* span;
+
+  GradKernels(const DynamicGeometry& g, void* scratch) : tile(tile_of<A>(g.kernel, 12288)), shelf{uintptr_t(scratch)} {
+    const int64_t rows = Reach(tile, g.kernel, g.dilation).rows;
+    row = round_up(rows, kUnit) + 3 * kUnit + Vec<float>::lanes;
+    table = shelf.take<A>(g.kernel * tile);
+    met = shelf.take<A>((g.positions == 1 ? g.heads : 1) * g.kernel * tile);
+    most = shelf.take<A>(tile);
+    column = shelf.take<A>(g.kernel + 2 * kUnit);
+    x = shelf.take<A>(kPack * row);
+    grad_y = shelf.take<A>(kPack * row);
+    span = shelf.take<Span>(rows);
+  }
+};
+
+template <class E> size_t grad_kernels_bytes(const DynamicGeometry& g) { return GradKernels<E, typename Sum<E>::type>(g, nullptr).shelf.at; }
+
+template <class E>
+void grad_kernels(const DynamicGeometry& g, int64_t first, int64_t last, const void* grad_y, const void* x, const void* kernels, const uint8_t* mask, void* grad,
+                  void* scratch) {
+  typedef typename Sum<E>::type A;
+  typedef typename Vec<A>::V V;
+  constexpr int64_t L = Vec<A>::lanes;
+  GradKernels<E, A> f(g, scratch);
+  const int64_t K = g.kernel, tile = f.tile;
+  const bool one = g.positions == 1;
+  for (int64_t p = 0; one && p < g.heads * K * tile; p += L) store(f.met + p, V{});
+  for (int64_t t = first; t < last; t += tile) {
+    const int64_t n = min64(tile, last - t);
+    const Reach reach(n, K, g.dilation);
+    const Spans spans = spans_of(g, t, n, g.before, g.length, reach, mask, f.span);
+    Span here{0, n, t};
+    const Spans outputs{&here, 1};
+    // heads of few channels are packed together, a head of many a part at a time
+    for (int64_t c = 0; c < g.heads * g.group; c += kPack) {
+      const int64_t many = min64(kPack, g.heads * g.group - c);
+      pack_channels<E, A>(spans, (const E*)x + c * g.x_channel, g.x_step, g.x_channel, many, f.x, f.row);
+      pack_channels<E, A>(outputs, (const E*)grad_y + c * g.y_channel, g.y_step, g.y_channel, many, f.grad_y, f.row);
+      for (int64_t h = 0; h < g.heads; ++h) {
+        A* met = f.met + (one ? h * K * tile : 0);
+        for (int64_t p = 0; !one && c == 0 && p < K * tile; p += L) store(met + p, V{});
+        meet(f.x + h * g.group * f.row, f.row, reach.step, f.grad_y + h * g.group * f.row, g.heads == 1 ? many : g.group, K, n, met, tile);
+        if (!one && c + kPack >= g.heads * g.group)
+          through_softmax((const E*)kernels + h * K * g.positions, g, t, n, f.table, tile, f.most, met, (E*)grad + h * K * g.positions);
+      }
+    }
+  }
+  for (int64_t h = 0; one && h < g.heads; ++h) through_softmax_of_one((const E*)kernels + h * K, K, g.softmax, f.column, f.met + h * K * tile, tile, (E*)grad + h * K);
+}
+
+}  // namespace
+
+extern const DynamicTables dynamic;
+#define OMNICONV_KERNELS(E) {forward_bytes<E>, forward<E>, grad_input_bytes<E>, grad_input<E>, grad_kernels_bytes<E>, grad_kernels<E>}
+const DynamicTables dynamic = {OMNICONV_KERNELS(float), OMNICONV_KERNELS(double), OMNICONV_KERNELS(bf16), OMNICONV_KERNELS(f16)};
+
+}  // namespace ISA
+}  // namespace omniconv

@@ -1,0 +1,240 @@
+// Dynamic convolution: checks, layout, threads and registration. The arithmetic is in kernels/dynamic.kernel.cpp.
+#include "kernels/dynamic.h"
+
+#include <memory>
+
+#include "ops/isa.h"
+#include "ops/library.h"
+#include "ops/operand.h"
+#include "ops/thread.h"
+
+namespace omniconv {
+
+namespace isa_base { extern const DynamicTables dynamic; }
+#if defined(__x86_64__)
+namespace isa_avx2 { extern const DynamicTables dynamic; }
+namespace isa_avx512 { extern const DynamicTables dynamic; }
+#endif
+
+namespace {
+
+const DynamicTables& tables() {
+#if defined(__x86_64__)
+  if (isa() == kAvx512) return isa_avx512::dynamic;
+  if (isa() == kAvx2) return isa_avx2::dynamic;
+#endif
+  return isa_base::dynamic;
+}
+
+const DynamicKernels& kernels_of(const char* op, int32_t dtype) {
+  if (dtype == aoti_torch_dtype_float32()) return tables().f32;
+  if (dtype == aoti_torch_dtype_float64()) return tables().f64;
+  if (dtype == aoti_torch_dtype_bfloat16()) return tables().bf16;
+  if (dtype == aoti_torch_dtype_float16()) return tables().f16;
+  fail(op, "the dtype must be float32, float64, bfloat16 or float16", "code " + std::to_string(dtype));
+}
+
+// How a layout orders its axes, and how far samples lie apart.
+struct Axes { size_t batch, channel, time; };
+constexpr Axes kLayouts[] = {{0, 1, 2}, {0, 2, 1}, {1, 2, 0}};  // (N, C, T), (N, T, C), (T, N, C)
+
+Axes axes_of(const char* op, int64_t layout) {
+  if (layout < 0 || layout > 2) fail(op, "layout must be 0 (N, C, T), 1 (N, T, C) or 2 (T, N, C)", std::to_string(layout));
+  return kLayouts[layout];
+}
+
+Ints in_layout(const Axes& axes, int64_t batch, int64_t channels, int64_t length) {
+  Ints size(3);
+  size[axes.batch] = batch;
+  size[axes.channel] = channels;
+  size[axes.time] = length;
+  return size;
+}
+
+// One call: what all heads of all samples share.
+struct Call {
+  DynamicGeometry g;
+  int64_t batch, heads, channels;
+  int64_t x_sample, y_sample;  // elements between samples
+  int64_t x_head, y_head;      // and between heads
+
+  int64_t kernel_elements() const { return g.kernel * g.positions; }
+};
+
+// The call of an input of `size` and kernels (N, H, K, Out or 1); pads are (before, after).
+Call settle(const char* op, const Axes& axes, const Ints& size, const Tensor& kernels, const Ints& pads, int64_t dilation, int64_t mode, bool softmax) {
+  constexpr int64_t kMost = int64_t(1) << 31;
+  if (size.size() != 3) fail(op, "the input must have 3 axes", text(size));
+  const int64_t batch = size[axes.batch], channels = size[axes.channel], length = size[axes.time];
+  if (kernels.dim() != 4 || kernels.size(0) != batch) fail(op, "kernels must be (N, H, K, Out) for an input " + text(size), text(kernels.size()));
+  const int64_t heads = kernels.size(1), K = kernels.size(2);
+  if (heads < 1 || channels < 1 || channels % heads) fail(op, "the heads of kernels must divide the input's channels", text(kernels.size()) + " for " + text(size));
+  if (pads.size() != 2) fail(op, "pads must be (before, after)", text(pads));
+  const int64_t before = pads[0], after = pads[1];
+  if (length < 1 || length > kMost || K < 1 || K > kMost || dilation < 1 || dilation > kMost || before < 0 || before > kMost || after < 0 || after > kMost)
+    fail(op, "length, kernel and dilation must be at least 1 and pads at least 0", text({length, K, dilation, before, after}));
+  if (mode < kZeros || mode > kCircular) fail(op, "the padding mode must be known", std::to_string(mode));
+  const int64_t reach = dilation * (K - 1), outputs = length + before + after - reach;
+  if (outputs < 1) fail(op, "the padded input must hold one window", text({length, before, after}) + " for kernel " + std::to_string(K) + " with dilation " + std::to_string(dilation));
+  // what a tile copies, in each of its rows
+  if (reach > (int64_t(1) << 24)) fail(op, "a window must cover at most 2^24 positions", std::to_string(reach));
+  if (mode == kReflect && (before >= length || after >= length)) fail(op, "reflected pads must be below the size", text({length, before, after}));
+  if (mode == kCircular && (before > length || after > length)) fail(op, "circular pads must be at most the size", text({length, before, after}));
+  if (kernels.size(3) != 1 && kernels.size(3) != outputs) fail(op, "kernels must have " + std::to_string(outputs) + " positions, or 1", text(kernels.size()));
+  Call c;
+  c.batch = batch;
+  c.heads = heads;
+  c.channels = channels;
+  c.g.length = length;
+  c.g.outputs = outputs;
+  c.g.group = channels / heads;
+  // channels side by side are taken 16 at a time, as many heads as that may be
+  c.g.heads = axes.channel == 2 ? std::min(heads, std::max<int64_t>(1, 16 / c.g.group)) : 1;
+  c.g.kernel = K;
+  c.g.dilation = dilation;
+  c.g.before = before;
+  c.g.positions = kernels.size(3);
+  c.g.softmax = softmax;
+  c.g.mode = Mode(mode);
+  c.g.activation = kNone;
+  const Ints x = strides(size, false), y = strides(in_layout(axes, batch, channels, outputs), false);
+  c.g.x_step = x[axes.time];
+  c.g.x_channel = x[axes.channel];
+  c.g.y_step = y[axes.time];
+  c.g.y_channel = y[axes.channel];
+  c.x_sample = x[axes.batch];
+  c.y_sample = y[axes.batch];
+  c.x_head = c.g.group * c.g.x_channel;
+  c.y_head = c.g.group * c.g.y_channel;
+  return c;
+}
+
+void check_mask(const char* op, const Tensor& mask, int64_t batch, int64_t length) {
+  if (mask && (mask.dim() != 2 || mask.size(0) != batch || mask.size(1) != length || mask.dtype() != aoti_torch_dtype_bool()))
+    fail(op, "mask must be bool (N, T)", text(mask.size()));
+}
+
+void check_grad(const char* op, const Call& c, const Axes& axes, const Tensor& grad_y, const Tensor& kernels) {
+  const Ints size = in_layout(axes, c.batch, c.channels, c.g.outputs);
+  if (grad_y.size() != size) fail(op, "grad_y must have the size of the output " + text(size), text(grad_y.size()));
+  if (grad_y.dtype() != kernels.dtype()) fail(op, "grad_y must have the dtype of kernels", std::to_string(grad_y.dtype()));
+}
+
+// The sizes of an input whose output's are known.
+Ints with_length(const Axes& axes, const Ints& size, const Ints& length, const char* op) {
+  if (size.size() != 3 || length.size() != 1) fail(op, "grad_y must have 3 axes, and length be one number", text(size) + " and " + text(length));
+  Ints whole = size;
+  whole[axes.time] = length[0];
+  return whole;
+}
+
+char* at(const Tensor& t, int64_t elements) { return static_cast<char*>(t.data()) + elements * element_size(t.dtype()); }
+
+// f(g, n, h, first, last, scratch) for stretches of `count` positions of every head, or of every bundle of them that begins with head h.
+template <class F> void over(const Call& c, int64_t count, int64_t stretch, size_t scratch, bool flush, const F& f) {
+  const int64_t stretches = (count + stretch - 1) / stretch, bundles = (c.heads + c.g.heads - 1) / c.g.heads, units = bundles * stretches;
+  const bool side_by_side = c.g.x_channel == 1;  // heads of a stretch follow each other where their channels do
+  parallel_for(c.batch * units, grain(stretch * c.g.heads * c.g.group * c.g.kernel), [&](int64_t from, int64_t to) {
+    Flush guard(flush);
+    Scratch space(scratch);
+    DynamicGeometry g = c.g;
+    for (int64_t u = from; u < to; ++u) {
+      const int64_t n = u / units, rest = u % units;
+      const int64_t b = side_by_side ? rest % bundles : rest / stretches, s = side_by_side ? rest / bundles : rest % stretches, h = b * c.g.heads;
+      g.heads = std::min(c.g.heads, c.heads - h);
+      f(g, n, h, s * stretch, std::min((s + 1) * stretch, count), space.data());
+    }
+  });
+}
+
+// Positions of a unit of work: enough that neighbouring tiles, which read some positions twice, are mostly one thread's.
+int64_t stretch_of(const Call& c, int64_t count) { return std::min(count, std::max<int64_t>(512, 4 * c.g.dilation * (c.g.kernel - 1))); }
+
+const uint8_t* mask_of(const Tensor& mask, const Call& c, int64_t n) { return mask ? static_cast<const uint8_t*>(mask.data()) + n * c.g.length : nullptr; }
+
+Tensor dynamic(const Tensor& given, const Tensor& numbers, const OptionalTensor& bias, const OptionalTensor& mask, int64_t layout, const Ints& pads, int64_t dilation,
+               int64_t mode, bool softmax, int64_t activation, bool flush) {
+  const char* op = "dynamic";
+  const DynamicKernels& k = kernels_of(op, given.dtype());
+  const Axes axes = axes_of(op, layout);
+  Call c = settle(op, axes, given.size(), numbers, pads, dilation, mode, softmax);
+  if (numbers.dtype() != given.dtype()) fail(op, "kernels must have the input's dtype", std::to_string(numbers.dtype()));
+  if (bias && (bias.dim() != 1 || bias.size(0) != c.channels || (bias.dtype() != given.dtype() && bias.dtype() != kept_in(given.dtype()))))
+    fail(op, "bias must be (C,) of the input's dtype, or that of its sums", text(bias.size()));
+  check_mask(op, mask, c.batch, c.g.length);
+  const bool curved = activation == kSilu || activation == kGelu || activation == kSigmoid;
+  if (activation < kNone || activation > kSigmoid || (curved && given.dtype() == aoti_torch_dtype_float64()))
+    fail(op, "the activation must be one that is fused", std::to_string(activation));
+  c.g.activation = Activation(activation);
+  const Settled xs(given, dense(given, false)), ks(numbers, dense(numbers, false)), ms(mask, !mask || dense(mask, false)), bs(bias, !bias || dense(bias, false));
+  const Tensor &x = *xs, &kernels = *ks;
+  const Ints size = in_layout(axes, c.batch, c.channels, c.g.outputs);
+  Tensor y = Tensor::empty(size, strides(size, false), x.dtype());
+  if (!y.numel()) return y;
+  const int64_t sum = element_size(kept_in(x.dtype()));
+  std::unique_ptr<char[]> shift(bias ? new char[size_t(c.channels) * sum] : nullptr);
+  if (bias) deal(*bs, shift.get(), c.channels, 1, false, false);
+  const int64_t stretch = stretch_of(c, c.g.outputs);
+  over(c, c.g.outputs, stretch, k.forward_bytes(c.g), flush, [&](const DynamicGeometry& g, int64_t n, int64_t h, int64_t first, int64_t last, void* scratch) {
+    k.forward(g, first, last, at(x, n * c.x_sample + h * c.x_head), at(kernels, (n * c.heads + h) * c.kernel_elements()),
+              bias ? shift.get() + h * c.g.group * sum : nullptr, mask_of(*ms, c, n), at(y, n * c.y_sample + h * c.y_head), scratch);
+  });
+  return y;
+}
+
+// The gradient of an input of `length` positions, 0 where the mask is set.
+Tensor dynamic_grad_input(const Tensor& given, const Tensor& numbers, const OptionalTensor& mask, const Ints& length, int64_t layout, const Ints& pads, int64_t dilation,
+                          bool softmax, bool flush) {
+  const char* op = "dynamic_grad_input";
+  const DynamicKernels& k = kernels_of(op, given.dtype());
+  const Axes axes = axes_of(op, layout);
+  const Ints size = with_length(axes, given.size(), length, op);
+  const Call c = settle(op, axes, size, numbers, pads, dilation, kZeros, softmax);
+  check_grad(op, c, axes, given, numbers);
+  check_mask(op, mask, c.batch, c.g.length);
+  const Settled gs(given, dense(given, false)), ks(numbers, dense(numbers, false)), ms(mask, !mask || dense(mask, false));
+  const Tensor &grad_y = *gs, &kernels = *ks;
+  Tensor grad_x = Tensor::empty(size, strides(size, false), grad_y.dtype());
+  if (!grad_x.numel()) return grad_x;
+  const int64_t stretch = stretch_of(c, c.g.length);
+  over(c, c.g.length, stretch, k.grad_input_bytes(c.g), flush, [&](const DynamicGeometry& g, int64_t n, int64_t h, int64_t first, int64_t last, void* scratch) {
+    k.grad_input(g, first, last, at(grad_y, n * c.y_sample + h * c.y_head), at(kernels, (n * c.heads + h) * c.kernel_elements()), mask_of(*ms, c, n),
+                 at(grad_x, n * c.x_sample + h * c.x_head), scratch);
+  });
+  return grad_x;
+}
+
+// The gradient of what the weights are made from.
+Tensor dynamic_grad_kernels(const Tensor& grad, const Tensor& given, const Tensor& numbers, const OptionalTensor& mask, int64_t layout, const Ints& pads, int64_t dilation,
+                            bool softmax, bool flush) {
+  const char* op = "dynamic_grad_kernels";
+  const DynamicKernels& k = kernels_of(op, given.dtype());
+  const Axes axes = axes_of(op, layout);
+  const Call c = settle(op, axes, given.size(), numbers, pads, dilation, kZeros, softmax);
+  if (numbers.dtype() != given.dtype()) fail(op, "kernels must have the input's dtype", std::to_string(numbers.dtype()));
+  check_grad(op, c, axes, grad, numbers);
+  check_mask(op, mask, c.batch, c.g.length);
+  const Settled gs(grad, dense(grad, false)), xs(given, dense(given, false)), ks(numbers, dense(numbers, false)), ms(mask, !mask || dense(mask, false));
+  const Tensor &grad_y = *gs, &x = *xs, &kernels = *ks;
+  Tensor grad_kernels = Tensor::empty(numbers.size(), strides(numbers.size(), false), numbers.dtype());
+  if (!grad_kernels.numel()) return grad_kernels;
+  const int64_t stretch = c.g.positions == 1 ? c.g.outputs : stretch_of(c, c.g.outputs);
+  over(c, c.g.outputs, stretch, k.grad_kernels_bytes(c.g), flush, [&](const DynamicGeometry& g, int64_t n, int64_t h, int64_t first, int64_t last, void* scratch) {
+    const int64_t own = (n * c.heads + h) * c.kernel_elements();
+    k.grad_kernels(g, first, last, at(grad_y, n * c.y_sample + h * c.y_head), at(x, n * c.x_sample + h * c.x_head), at(kernels, own), mask_of(*ms, c, n),
+                   at(grad_kernels, own), scratch);
+  });
+  return grad_kernels;
+}
+
+const Register registered[] = {
+    {"dynamic(Tensor x, Tensor kernels, Tensor? bias, Tensor? mask, int layout, SymInt[] pads, int dilation, int mode, bool softmax, int activation, bool flush) -> Tensor",
+     "dynamic", &Boxed<dynamic>::call},
+    {"dynamic_grad_input(Tensor grad_y, Tensor kernels, Tensor? mask, SymInt[] length, int layout, SymInt[] pads, int dilation, bool softmax, bool flush) -> Tensor",
+     "dynamic_grad_input", &Boxed<dynamic_grad_input>::call},
+    {"dynamic_grad_kernels(Tensor grad_y, Tensor x, Tensor kernels, Tensor? mask, int layout, SymInt[] pads, int dilation, bool softmax, bool flush) -> Tensor",
+     "dynamic_grad_kernels", &Boxed<dynamic_grad_kernels>::call},
+};
+
+}  // namespace
+}  // namespace omniconv

@@ -1,0 +1,92 @@
+// Vectors of fewer elements than lanes, and square transpositions. Included by kernels only; internal linkage.
+#pragma once
+#include "simd/vec.h"
+
+namespace omniconv {
+namespace {
+
+// n < 2·h elements between memory and a buffer, by halves.
+template <class E, int L> INLINE void copy_part(E* to, const E* from, int64_t n) {
+#pragma GCC unroll 8
+  for (int h = L / 2; h; h /= 2)
+    if (n & h) {
+      __builtin_memcpy(to, from, h * sizeof(E));
+      to += h;
+      from += h;
+    }
+}
+
+// GCC's AddressSanitizer does not see masked loads and stores: they are shown to it.
+#if defined(__SANITIZE_ADDRESS__)
+extern "C" void __asan_loadN(const void*, uint64_t);
+extern "C" void __asan_storeN(const void*, uint64_t);
+INLINE void shown_load(const void* p, int64_t bytes) { __asan_loadN(p, bytes); }
+INLINE void shown_store(const void* p, int64_t bytes) { __asan_storeN(p, bytes); }
+#else
+INLINE void shown_load(const void*, int64_t) {}
+INLINE void shown_store(const void*, int64_t) {}
+#endif
+
+// The first n ≤ lanes elements, widened, and zeros after them; nothing beyond is read.
+template <class A, class E> INLINE typename Vec<A>::V load_part(const E* p, int64_t n) {
+  constexpr int L = Vec<A>::lanes;
+  if (n >= L) return load(p);
+#if defined(__AVX512F__) && VECTOR_BYTES == 64
+  shown_load(p, n * sizeof(E));
+  if constexpr (sizeof(E) == 8) return (typename Vec<A>::V)_mm512_maskz_loadu_pd((1u << n) - 1, p);
+  if constexpr (sizeof(E) == 4) return (typename Vec<A>::V)_mm512_maskz_loadu_ps((1u << n) - 1, p);
+  if constexpr (sizeof(E) == 2) {
+    E whole[L];
+    _mm256_storeu_si256((__m256i*)whole, _mm256_maskz_loadu_epi16((1u << n) - 1, p));
+    return load(whole);
+  }
+#endif
+  E whole[L] = {};
+  copy_part<E, L>(whole, p, n);
+  return load(whole);
+}
+
+// Stores the first n ≤ lanes, rounded.
+template <class A, class E> INLINE void store_part(E* p, typename Vec<A>::V v, int64_t n) {
+  constexpr int L = Vec<A>::lanes;
+  if (n >= L) return store(p, v);
+#if defined(__AVX512F__) && VECTOR_BYTES == 64
+  shown_store(p, n * sizeof(E));
+  if constexpr (sizeof(E) == 8) return _mm512_mask_storeu_pd(p, (1u << n) - 1, (__m512d)v);
+  if constexpr (sizeof(E) == 4) return _mm512_mask_storeu_ps(p, (1u << n) - 1, (__m512)v);
+  if constexpr (sizeof(E) == 2) {
+    E whole[L];
+    store(whole, v);
+    return _mm256_mask_storeu_epi16(p, (1u << n) - 1, _mm256_loadu_si256((const __m256i*)whole));
+  }
+#endif
+  E whole[L];
+  store(whole, v);
+  copy_part<E, L>(p, whole, n);
+}
+
+// Lane j of row i becomes lane i of row j.
+template <class A> INLINE void transpose(typename Vec<A>::V* row) {
+  typedef typename Vec<A>::V V;
+  constexpr int L = Vec<A>::lanes;
+  typedef decltype(V{} < V{}) M;
+#pragma GCC unroll 4
+  for (int d = 1; d < L; d *= 2) {
+    M low, high;
+#pragma GCC unroll 16
+    for (int l = 0; l < L; ++l) {
+      low[l] = l & d ? L + l - d : l;
+      high[l] = l & d ? L + l : l + d;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i)
+      if (!(i & d)) {
+        const V a = row[i], b = row[i + d];
+        row[i] = __builtin_shuffle(a, b, low);
+        row[i + d] = __builtin_shuffle(a, b, high);
+      }
+  }
+}
+
+}  // namespace
+}  // namespace omniconv

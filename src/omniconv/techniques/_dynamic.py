@@ -1,0 +1,209 @@
+"""The native dynamic convolution: which calls it takes, its raw ops as torch sees them, and their gradient.
+
+The arithmetic is in ``csrc/kernels/dynamic.kernel.cpp``: the softmax is made a tile of positions at a time, and nothing of the size
+of the kernels is stored.
+"""
+
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from omniconv import _native, settings
+from omniconv.geometry import PADDING_MODES, Grid
+from omniconv.techniques._activation import activate
+from omniconv.techniques._depthwise import ACTIVATION_CODES, fused_activation, wants_gradient
+from omniconv.techniques._operator import accumulated_in
+from omniconv.techniques._sequence import Axes
+from omniconv.techniques._sequence_engine import LAYOUTS_BY_PLACE, PLACES, REFUSALS
+from omniconv.techniques._sequence_engine import refusal as refused_by_both
+from omniconv.techniques._technique import Engine
+
+Shape = Sequence[int]
+Windows = tuple[int, tuple[int, int], int]  # layout, (before, after), dilation
+Composite = Callable[..., Tensor]
+
+
+# beyond what both operators leave to the composite path
+DROPPED = "weights are dropped in training"
+
+ENGINE = Engine("dynamic", "a kernel is made for every position", (*(reason for reason, _ in REFUSALS), DROPPED))
+
+
+def refusal(x: Tensor, kernels: Tensor, bias: Tensor | None, windows: Grid, dropout: float) -> str | None:
+    """Why the engine does not take a call; None where it does."""
+    return refused_by_both(x, kernels, bias, windows, kernels.shape[2]) or (DROPPED if dropout > 0 else None)
+
+
+def dynamic(
+    composite: Composite,
+    x: Tensor,
+    kernels: Tensor,
+    bias: Tensor | None,
+    axes: Axes,
+    windows: Grid,
+    mask: Tensor | None,
+    softmax: bool,
+    activation: str | None,
+) -> Tensor:
+    """The call, checked and not refused, contiguous in its layout. ``composite`` makes gradients of gradients."""
+    x, kernels = x.contiguous(), kernels.contiguous()
+    bias, mask = None if bias is None else bias.contiguous(), None if mask is None else mask.contiguous()
+    place = (PLACES[axes.order], windows.pads[0], windows.dilation[0])
+    flush = not settings.is_precise()
+    if wants_gradient(x, kernels, bias):
+        return activate(_Dynamic.apply(x, kernels, bias, mask, place, softmax, flush, composite), activation)
+    fused = fused_activation(x, activation)
+    y = _FORWARD(x, kernels, bias, mask, *place, PADDING_MODES.index(windows.mode), softmax, ACTIVATION_CODES[fused], flush)
+    return y if fused is activation else activate(y, activation)
+
+
+class _Dynamic(torch.autograd.Function):
+    """The raw ops under autograd; zero padding only."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        kernels: Tensor,
+        bias: Tensor | None,
+        mask: Tensor | None,
+        place: Windows,
+        softmax: bool,
+        flush: bool,
+        composite: Composite,
+    ) -> Tensor:
+        ctx.save_for_backward(x, kernels, bias, mask)
+        ctx.place, ctx.softmax, ctx.flush, ctx.composite = place, softmax, flush, composite
+        return _FORWARD(x, kernels, bias, mask, *place, 0, softmax, 0, flush)
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor) -> Any:
+        x, kernels, bias, mask = ctx.saved_tensors
+        place, softmax, flush = ctx.place, ctx.softmax, ctx.flush
+        needed = ctx.needs_input_grad[:3]
+        if torch.is_grad_enabled():  # the gradient of this gradient is wanted
+            found = _differentiable(ctx.composite, x, kernels, bias, mask, place, softmax, grad_y, needed)
+            return *found, None, None, None, None, None
+        axes, grad_y = LAYOUTS_BY_PLACE[place[0]], grad_y.contiguous()
+        grad_x = grad_kernels = grad_bias = None
+        if needed[0]:
+            grad_x = _GRAD_INPUT(grad_y, kernels, mask, x.shape[axes.time : axes.time + 1], *place, softmax, flush)
+        if needed[1]:
+            grad_kernels = _GRAD_KERNELS(grad_y, x, kernels, mask, *place, softmax, flush)
+        if needed[2]:
+            grad_bias = grad_y.sum((axes.batch, axes.time), dtype=accumulated_in(grad_y)).to(grad_y.dtype)
+        return grad_x, grad_kernels, grad_bias, None, None, None, None, None
+
+
+def _differentiable(
+    composite: Composite,
+    x: Tensor,
+    kernels: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    place: Windows,
+    softmax: bool,
+    grad_y: Tensor,
+    needed: Sequence[bool],
+) -> tuple[Tensor | None, ...]:
+    """The gradients, by the composite path, as functions that autograd can differentiate again."""
+    layout, pads, dilation = place
+    grid = Grid((1,), (pads,), (dilation,))
+    with torch.enable_grad():
+        # by aliases of their own: operands may depend on one another, and hooks on them must not run here
+        aliases = tuple(None if t is None else t.view_as(t) for t in (x, kernels, bias))
+        wide = accumulated_in(x)
+        operands = (None if t is None else t.to(wide) for t in aliases)
+        y = composite(*operands, LAYOUTS_BY_PLACE[layout], grid, mask, softmax, 0.0).to(x.dtype)
+        wanted = [t for t, need in zip(aliases, needed, strict=True) if need and t is not None]
+        found = iter(torch.autograd.grad(y, wanted, grad_y, create_graph=True))
+    return tuple(next(found) if need else None for need in needed)
+
+
+def _outputs(x: Tensor, kernels: Tensor, layout: int, pads: Any, dilation: int) -> Any:
+    """The shape of the result."""
+    size = list(x.shape)
+    size[LAYOUTS_BY_PLACE[layout].time] += pads[0] + pads[1] - dilation * (kernels.shape[2] - 1)
+    return size
+
+
+def _fake_forward(
+    x: Tensor,
+    kernels: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    layout: int,
+    pads: Any,
+    dilation: int,
+    mode: int,
+    softmax: bool,
+    activation: int,
+    flush: bool,
+) -> Tensor:
+    return x.new_empty(_outputs(x, kernels, layout, pads, dilation))
+
+
+def _fake_grad_input(
+    grad_y: Tensor,
+    kernels: Tensor,
+    mask: Tensor | None,
+    length: Any,
+    layout: int,
+    pads: Any,
+    dilation: int,
+    softmax: bool,
+    flush: bool,
+) -> Tensor:
+    size = list(grad_y.shape)
+    size[LAYOUTS_BY_PLACE[layout].time] = length[0]
+    return grad_y.new_empty(size)
+
+
+def _fake_grad_kernels(
+    grad_y: Tensor,
+    x: Tensor,
+    kernels: Tensor,
+    mask: Tensor | None,
+    layout: int,
+    pads: Any,
+    dilation: int,
+    softmax: bool,
+    flush: bool,
+) -> Tensor:
+    return kernels.new_empty(kernels.shape)
+
+
+if _native.AVAILABLE:
+    torch.library.register_fake("omniconv::dynamic", _fake_forward)
+    torch.library.register_fake("omniconv::dynamic_grad_input", _fake_grad_input)
+    torch.library.register_fake("omniconv::dynamic_grad_kernels", _fake_grad_kernels)
+    # bound once: to look an op up costs a microsecond
+    _FORWARD = torch.ops.omniconv.dynamic.default
+    _GRAD_INPUT = torch.ops.omniconv.dynamic_grad_input.default
+    _GRAD_KERNELS = torch.ops.omniconv.dynamic_grad_kernels.default
+
+    # a softmax counts 4 a weight, as in what the technique says of itself
+    @register_flop_formula(torch.ops.omniconv.dynamic)
+    def _forward_flops(
+        x: Shape, kernels: Shape, bias: Any, mask: Any, layout: int, pads: Any, dilation: int, mode: int, softmax: bool,
+        *settings: Any, out_shape: Shape, **_: Any,
+    ) -> int:  # fmt: skip
+        return 2 * prod(out_shape) * kernels[2] + 4 * softmax * prod(kernels)
+
+    @register_flop_formula(torch.ops.omniconv.dynamic_grad_input)
+    def _grad_input_flops(
+        grad_y: Shape, kernels: Shape, mask: Any, length: Any, layout: int, pads: Any, dilation: int, softmax: bool,
+        *settings: Any, out_shape: Shape, **_: Any,
+    ) -> int:  # fmt: skip
+        return 2 * prod(grad_y) * kernels[2] + 4 * softmax * prod(kernels)
+
+    @register_flop_formula(torch.ops.omniconv.dynamic_grad_kernels)
+    def _grad_kernels_flops(
+        grad_y: Shape, x: Shape, kernels: Shape, mask: Any, layout: int, pads: Any, dilation: int, softmax: bool,
+        *settings: Any, out_shape: Shape, **_: Any,
+    ) -> int:  # fmt: skip
+        return 2 * prod(grad_y) * kernels[2] + 8 * softmax * prod(kernels)
