@@ -18,6 +18,7 @@ namespace {
 constexpr int kWide = VECTOR_BYTES == 64 ? 14 : 7;  // sums in registers; every ImageNet size is a multiple of 7
 constexpr int64_t kNarrow = 14;                     // columns of a narrow tile
 constexpr int64_t kTile = 256 << 10;                // bytes of input and output that a tile may have
+constexpr int64_t kMeetings = 1024;                 // of the rows of a tile, unless one row has more
 
 // A row of input columns and the row of taps that it meets.
 template <class E, class A> struct Meeting {
@@ -25,15 +26,20 @@ template <class E, class A> struct Meeting {
   const A* w;
 };
 
-// R outputs side by side, stride S, meet KW taps. Column j is at x + j·C; of them, only those in [from, to) are inside where EDGE.
-template <class E, class A, int KW, int S, int R, bool EDGE>
+// Which columns of a block are inside: all; those that have to be looked at; or, of a whole row of R·S columns between (KW − 1)/2 pads, all
+// but these, which the compiler then knows. AVX-512, 3x3, 1024 channels of 7x7: 21.3 us looked at, 18.6 known.
+enum Edge { kInside, kLook, kWhole };
+
+// R outputs side by side, stride S, meet KW taps. Column j is at x + j·C; in [from, to) it is inside.
+template <class E, class A, int KW, int S, int R, Edge EDGE>
 INLINE void slide(const E* x, int64_t C, int64_t from, int64_t to, const A* w, int64_t tap_step, typename Vec<A>::V* sum) {
   typename Vec<A>::V tap[KW];
 #pragma GCC unroll 8
   for (int t = 0; t < KW; ++t) tap[t] = load(w + t * tap_step);
 #pragma GCC unroll 40
   for (int j = 0; j < (R - 1) * S + KW; ++j) {
-    if (EDGE && (j < from || j >= to)) continue;
+    if (EDGE == kLook && (j < from || j >= to)) continue;
+    if (EDGE == kWhole && (j < (KW - 1) / 2 || j >= (KW - 1) / 2 + R * S)) continue;
     const typename Vec<A>::V v = held(load(x + j * C));
 #pragma GCC unroll 8
     for (int t = 0; t < KW; ++t)
@@ -63,12 +69,12 @@ template <class E, class A> struct Rows {
   int64_t origin;                      // the column that tap 0 of output 0 reads
   int64_t tap, taps;                   // its first tap, in elements, and how many there are
   int64_t tap_step, out_step;          // elements between taps, and between outputs
-  Meeting<E, A>* meetings;
+  const Meeting<E, A>* meetings;
   int64_t count;
 };
 
 // Outputs [o, o + R) of a row of one vector of channels, c elements into each.
-template <class E, class A, int KW, int S, int R, bool EDGE>
+template <class E, class A, int KW, int S, int R, Edge EDGE>
 INLINE void block(const Rows<E, A>& rows, int64_t o, int64_t c, const A* bias, E* y) {
   const DepthwiseGeometry& g = rows.g;
   typename Vec<A>::V sum[R];
@@ -105,11 +111,15 @@ void outputs(const Rows<E, A>& rows, int64_t begin, int64_t end, int64_t c, cons
     // the last block ends where the row does and makes some outputs twice
     const int64_t rest = end - o, many = rest > 7 && end - begin >= kWide ? kWide : end - begin >= 7 ? 7 : 1, from = rest < many ? end - many : o;
     const bool inside = from >= rows.first && from + many <= rows.last;
-    if (many == 1) block<E, A, 0, S == 1, 1, true>(rows, from, c, bias, y);
-    else if (many == kWide && inside) block<E, A, KW, S, kWide, false>(rows, from, c, bias, y);
-    else if (many == kWide) block<E, A, KW, S, kWide, true>(rows, from, c, bias, y);
-    else if (inside) block<E, A, KW, S, 7, false>(rows, from, c, bias, y);
-    else block<E, A, KW, S, 7, true>(rows, from, c, bias, y);
+    if (many == 1) block<E, A, 0, S == 1, 1, kLook>(rows, from, c, bias, y);
+    else if (KW > 0 && S > 0 && rows.origin == -(KW - 1) / 2 && rows.g.in[2] == many * S && many == rows.g.out[2]) {
+      if (many == kWide) block<E, A, KW, S, kWide, kWhole>(rows, from, c, bias, y);
+      else block<E, A, KW, S, 7, kWhole>(rows, from, c, bias, y);
+    }
+    else if (many == kWide && inside) block<E, A, KW, S, kWide, kInside>(rows, from, c, bias, y);
+    else if (many == kWide) block<E, A, KW, S, kWide, kLook>(rows, from, c, bias, y);
+    else if (inside) block<E, A, KW, S, 7, kInside>(rows, from, c, bias, y);
+    else block<E, A, KW, S, 7, kLook>(rows, from, c, bias, y);
     o = from + many;
   }
 }
@@ -154,6 +164,7 @@ struct Tiling {
     } else if (crowded) {
       columns = min64(columns, kNarrow);
     }
+    rows = min64(rows, max64(1, kMeetings / (g.kernel[0] * g.kernel[1])));
     if (rows == 1) width = C;  // nothing is met again: what a row meets is found out once for all strips
   }
 };
@@ -167,7 +178,7 @@ template <class E, class A> Rows<E, A> rows_of(const DepthwiseGeometry& g, int64
     at[p] = c < 0 ? -1 : c * C;
   }
   const int64_t step = g.dilation[2] == 1 ? C * g.spread[2] : C;  // dilated, every column is looked up: there are no phases
-  Rows<E, A> rows{g, C, at, 0, 0, -P, 0, g.kernel[2], step, step, (Meeting<E, A>*)(at + padded(g)), 0};
+  Rows<E, A> rows{g, C, at, 0, 0, -P, 0, g.kernel[2], step, step, nullptr, 0};
   if (g.spread[2] == 1 && seen > 0) {
     rows.first = max64(0, (P + S - 1) / S);
     rows.last = (seen - 1) / S + 1;
@@ -176,21 +187,22 @@ template <class E, class A> Rows<E, A> rows_of(const DepthwiseGeometry& g, int64
 }
 
 size_t scratch_bytes(const DepthwiseGeometry& g) {
-  return padded(g) * sizeof(int64_t) + g.kernel[0] * g.kernel[1] * sizeof(Meeting<void, void>);
+  return (padded(g) + kMeetings) * sizeof(int64_t) + (kMeetings + g.kernel[0] * g.kernel[1]) * sizeof(Meeting<void, void>);
 }
 
-// What output row (oa, ob) meets; taps are (taps, C).
-template <class E, class A> void meet(Rows<E, A>& rows, int64_t oa, int64_t ob, const E* x, const A* w) {
+// What output row (oa, ob) meets, and with how many rows of taps, which are (taps, C).
+template <class E, class A> int64_t meet(const Rows<E, A>& rows, int64_t oa, int64_t ob, const E* x, const A* w, Meeting<E, A>* to) {
   const DepthwiseGeometry& g = rows.g;
-  rows.count = 0;
+  int64_t count = 0;
   for (int64_t ka = 0; ka < g.kernel[0]; ++ka) {
     const int64_t a = source(oa * g.stride[0] - g.before[0] + ka * g.dilation[0], g.in[0], g.spread[0], g.mode);
     if (a < 0) continue;
     for (int64_t kb = 0; kb < g.kernel[1]; ++kb) {
       const int64_t b = source(ob * g.stride[1] - g.before[1] + kb * g.dilation[1], g.in[1], g.spread[1], g.mode);
-      if (b >= 0) rows.meetings[rows.count++] = {x + (a * g.in[1] + b) * g.in[2] * rows.C, w + (ka * g.kernel[1] + kb) * g.kernel[2] * rows.C};
+      if (b >= 0) to[count++] = {x + (a * g.in[1] + b) * g.in[2] * rows.C, w + (ka * g.kernel[1] + kb) * g.kernel[2] * rows.C};
     }
   }
+  return count;
 }
 
 // f(row, outputs [begin, end), channels [c, until)) over rows [first, last), their outputs [o0, o1) and channels [c0, c1), with the row's
@@ -199,13 +211,20 @@ template <class E, class A, class F>
 INLINE void walk(Rows<E, A>& rows, int64_t first, int64_t last, int64_t o0, int64_t o1, int64_t c0, int64_t c1, const E* x, const A* w, const F& f) {
   const DepthwiseGeometry& g = rows.g;
   const Tiling tile(g, rows.C, sizeof(E));
-  for (int64_t r0 = first; r0 < last; r0 += tile.rows)
+  const int64_t most = g.kernel[0] * g.kernel[1];
+  int64_t* counts = (int64_t*)rows.at + padded(g);  // of the rows of a tile, behind the columns; then their meetings
+  Meeting<E, A>* meetings = (Meeting<E, A>*)(counts + kMeetings);
+  for (int64_t r0 = first; r0 < last; r0 += tile.rows) {
+    const int64_t many = min64(tile.rows, last - r0);
+    for (int64_t r = 0; r < many; ++r) counts[r] = meet(rows, (r0 + r) / g.out[1], (r0 + r) % g.out[1], x, w, meetings + r * most);
     for (int64_t o = o0; o < o1; o += tile.columns)
       for (int64_t c = c0; c < c1; c += tile.width)
-        for (int64_t r = r0; r < min64(r0 + tile.rows, last); ++r) {
-          meet(rows, r / g.out[1], r % g.out[1], x, w);
-          f(r, o, min64(o + tile.columns, o1), c, min64(c + tile.width, c1));
+        for (int64_t r = 0; r < many; ++r) {
+          rows.meetings = meetings + r * most;
+          rows.count = counts[r];
+          f(r0 + r, o, min64(o + tile.columns, o1), c, min64(c + tile.width, c1));
         }
+  }
 }
 
 template <class E, class A, int KW, int S>
