@@ -29,7 +29,7 @@ INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // Rows or lanes [first, first + count) of an operand: where each begins, and how far its channels are apart. `end` is past the last element.
 template <class E> struct Operand {
-  const E* at[64];
+  const E* at[32];
   const E* end;
   int64_t count, stride, spacing;
 };
@@ -122,7 +122,7 @@ template <class E, class A> void pack(const Operand<E>& from, int64_t k0, int64_
     return;
   }
   // what is adjacent in memory is copied by vectors
-  int64_t start[64], size[64], runs = 0;
+  int64_t start[32], size[32], runs = 0;
   for (int64_t j = 0; j < from.count; ++j) {
     if (runs && from.at[j] == from.at[j - 1] + 1) {
       ++size[runs - 1];
@@ -167,47 +167,42 @@ template <class A, int R, int W> void tile(int64_t depth, const A* rows, const A
     for (int w = 0; w < W; ++w) store(sums + (r * W + w) * L, sum[r][w]);
 }
 
-// The whole of R rows and W vectors of outputs: for so few rows the weights, which are read once, are not dealt into memory first.
-template <class E, class A, int R, int W> void strip(const Operand<E>& weight, int64_t channels, const A* rows, A* sums) {
+// The whole of R rows and `width` outputs: for so few rows the weights, which are read once, are not dealt into memory first.
+// Two vectors of outputs take turns, since a sum waits four cycles for every product; with four, rows that lie a power of two apart drive each
+// other out of L1 (512 → 512, one column, AVX2: 28 µs and 24).
+template <class E, class A, int R> void strip(const Operand<E>& weight, int64_t channels, const A* rows, A* sums, int64_t width) {
   typedef typename Vec<A>::V V;
   constexpr int64_t L = Vec<A>::lanes;
-  V sum[W][R], v[L];
-#pragma GCC unroll 4
-  for (int w = 0; w < W; ++w)
-#pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) sum[w][r] = load(sums + (r * W + w) * L);
   int64_t k = 0;
   for (; k + L <= channels; k += L) {
+    const A* row = rows + k * R;
+    for (int64_t l = 0; l < width; l += L) {
+      V v[L], sum[R];
 #pragma GCC unroll 4
-    for (int w = 0; w < W; ++w) {
-      square<E, A>(weight, w * L, k, v);
+      for (int r = 0; r < R; ++r) sum[r] = load(sums + r * width + l);
+      square<E, A>(weight, l, k, v);
 #pragma GCC unroll 16
       for (int64_t i = 0; i < L; ++i)
 #pragma GCC unroll 4
-        for (int r = 0; r < R; ++r) sum[w][r] += broadcast(rows[(k + i) * R + r]) * v[i];
+        for (int r = 0; r < R; ++r) sum[r] += broadcast(row[i * R + r]) * v[i];
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) store(sums + r * width + l, sum[r]);
     }
   }
-  if (k < channels) {
-#pragma GCC unroll 4
-    for (int w = 0; w < W; ++w) {
-      short_square<E, A>(weight, w * L, k, channels - k, v);
-      for (int64_t i = 0; i < channels - k; ++i)
-#pragma GCC unroll 4
-        for (int r = 0; r < R; ++r) sum[w][r] += broadcast(rows[(k + i) * R + r]) * v[i];
-    }
+  for (int64_t l = 0; k < channels && l < width; l += L) {
+    V v[L];
+    short_square<E, A>(weight, l, k, channels - k, v);
+    for (int64_t i = 0; i < channels - k; ++i)
+      for (int r = 0; r < R; ++r) store(sums + r * width + l, load(sums + r * width + l) + broadcast(rows[(k + i) * R + r]) * v[i]);
   }
-#pragma GCC unroll 4
-  for (int w = 0; w < W; ++w)
-#pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) store(sums + (r * W + w) * L, sum[w][r]);
 }
 
-template <class E, class A, int W> void strip_of(const Operand<E>& weight, int64_t channels, int64_t many, const A* rows, A* sums) {
+template <class E, class A> void strip_of(const Operand<E>& weight, int64_t channels, int64_t many, const A* rows, A* sums, int64_t width) {
   switch (many) {
-    case 1: return strip<E, A, 1, W>(weight, channels, rows, sums);
-    case 2: return strip<E, A, 2, W>(weight, channels, rows, sums);
-    case 3: return strip<E, A, 3, W>(weight, channels, rows, sums);
-    case 4: return strip<E, A, 4, W>(weight, channels, rows, sums);
+    case 1: return strip<E, A, 1>(weight, channels, rows, sums, width);
+    case 2: return strip<E, A, 2>(weight, channels, rows, sums, width);
+    case 3: return strip<E, A, 3>(weight, channels, rows, sums, width);
+    case 4: return strip<E, A, 4>(weight, channels, rows, sums, width);
   }
 }
 
@@ -297,28 +292,28 @@ template <class A> GemmPlan plan(const Gemm& g) {
   p.along_outputs = whole(g.outputs) * columns <= whole(columns) * g.outputs;
   p.rows = p.along_outputs ? columns : g.outputs;
   p.lanes = p.along_outputs ? g.outputs : columns;
+  p.few = p.along_outputs && columns <= kFew && g.weight_channel_stride == 1;
   p.panel = least(2 * L, whole(p.lanes));
   p.panels = (p.lanes + p.panel - 1) / p.panel;
   const int64_t fits = most(kGroup / (g.channels * int64_t(sizeof(A))) / kRows, 4) * kRows, groups = (p.rows + fits - 1) / fits;
   p.group = (p.rows + groups - 1) / groups;
   p.units = groups * p.panels;
-  p.scratch_bytes = size_t(p.group * g.channels + 2 * L + kDepth * p.panel + L + p.group * p.panel) * sizeof(A);
+  p.scratch_bytes = size_t(p.group * g.channels + 2 * L + (p.few ? 0 : kDepth * p.panel) + L + p.group * p.panel) * sizeof(A);
   return p;
 }
 
 template <class E> void run(const Gemm& g, const GemmPlan& p, int64_t first, int64_t last, void* scratch) {
   typedef typename Sum<E>::type A;
-  typedef typename Vec<A>::V V;
   constexpr int64_t L = Vec<A>::lanes;
   A* lanes = (A*)scratch;
-  A* sums = lanes + kDepth * p.panel + L;
+  A* sums = lanes + (p.few ? 0 : kDepth * p.panel) + L;
   A* rows = sums + p.group * p.panel;
   const A* bias = (const A*)g.bias;
   Operand<E> operand;
   int64_t dealt = -1;
   for (int64_t u = first; u < last; ++u) {
     const int64_t row = u / p.panels * p.group, high = least(p.group, p.rows - row), lane = u % p.panels * p.panel, wide = least(p.panel, p.lanes - lane);
-    const int64_t width = wide > L ? 2 * L : L, blocks = (high + kRows - 1) / kRows;
+    const int64_t width = (wide + L - 1) / L * L, blocks = (high + kRows - 1) / kRows;
     // blocks as equal as can be
     const auto edge = [&](int64_t b) { return b * high / blocks; };
     if (dealt != row) {
@@ -333,21 +328,16 @@ template <class E> void run(const Gemm& g, const GemmPlan& p, int64_t first, int
     if (p.along_outputs) {
       A shift[2 * L] = {};
       if (bias) __builtin_memcpy(shift, bias + lane, wide * sizeof(A));
-      const V one = load(shift), two = load(shift + L);
-      for (int64_t r = 0; r < high; ++r) {
-        store(sums + r * width, one);
-        if (width > L) store(sums + r * width + L, two);
-      }
+      for (int64_t r = 0; r < high; ++r)
+        for (int64_t l = 0; l < width; l += L) store(sums + r * width + l, load(shift + l));
       weights<E>(g, lane, wide, operand);
     } else {
       for (int64_t r = 0; r < high; ++r)
         for (int64_t l = 0; l < width; l += L) store(sums + r * width + l, broadcast(bias ? bias[row + r] : A(0)));
       columns<E>(g, lane, wide, operand);
     }
-    const bool few = p.along_outputs && p.rows <= kFew && operand.stride == 1;
-    if (few && width > L) strip_of<E, A, 2>(operand, g.channels, high, rows, sums);
-    else if (few) strip_of<E, A, 1>(operand, g.channels, high, rows, sums);
-    for (int64_t k = few ? g.channels : 0; k < g.channels; k += kDepth) {
+    if (p.few) strip_of<E, A>(operand, g.channels, high, rows, sums, width);
+    for (int64_t k = p.few ? g.channels : 0; k < g.channels; k += kDepth) {
       const int64_t depth = least(kDepth, g.channels - k);
       pack<E, A>(operand, k, k + depth, lanes, width);
       for (int64_t b = 0; b < blocks; ++b) {
