@@ -348,6 +348,47 @@ def test_each_refusal_is_met() -> None:
     assert find("pointwise").engine is ENGINE
 
 
+def known_call(**changed: Any) -> Tensor:
+    taken: dict[str, Any] = {"input": torch.ones(1, 2, 5), "weight": torch.ones(3, 2, 1), "bias": torch.ones(3)}
+    return pointwise_conv1d(**taken | changed)
+
+
+@pytest.mark.parametrize(
+    ("changed", "error"),
+    [
+        ({"stride": True}, TypeError),
+        ({"stride": 1.0}, TypeError),
+        ({"activation": []}, ValueError),
+        ({"weight": torch.ones(3, 2, 1).to_sparse()}, TypeError),
+        ({"weight": torch.ones(3, 2, 1, dtype=torch.float64)}, ValueError),
+        ({"bias": torch.ones(3, device="meta")}, ValueError),
+        ({"bias": torch.ones(1)}, ValueError),
+        ({"weight": torch.ones(3, 2, 2)}, ValueError),
+    ],
+)
+def test_a_known_call_admits_nothing_that_is_equal_to_it(changed: dict[str, Any], error: type[Exception]) -> None:
+    known_call()
+    known_call()
+    with pytest.raises(error, match="pointwise_conv1d: "):
+        known_call(**changed)
+
+
+def test_a_known_call_heeds_what_has_changed_around_it() -> None:
+    whole = known_call()
+    assert torch.equal(whole, torch.full((1, 3, 5), 3.0))
+    assert "omniconv::pointwise" in called(known_call)
+    assert known_call(stride=2).shape == (1, 3, 3)
+    assert known_call(input=torch.ones(2, 5)).shape == (3, 5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert known_call().dtype == torch.bfloat16
+    assert torch.func.vmap(lambda x: known_call(input=x))(torch.ones(3, 1, 2, 5)).shape == (3, 1, 3, 5)
+    x = torch.ones(1, 2, 5, requires_grad=True)
+    known_call(input=x).sum().backward()
+    assert x.grad is not None
+    with settings.composite_only():
+        assert "omniconv::pointwise" not in called(known_call)
+
+
 def test_torchs_flop_counter_sees_it() -> None:
     x, w, b = (t.requires_grad_() for t in operands(normal, 2, 3, 4, 5))
     with FlopCounterMode(display=False) as ours:

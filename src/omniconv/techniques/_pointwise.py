@@ -3,7 +3,7 @@
 The arithmetic, a matrix product whose columns do not know of each other, is in ``csrc/kernels/gemm.kernel.cpp``.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from math import prod
 from typing import Any
 
@@ -39,11 +39,33 @@ def refusal(x: Tensor) -> str | None:
     return None
 
 
-def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:
-    """activation(bias[o] + Σ_c weight[o, c, 0] · x[n, c, t]), checked and not refused, as a contiguous (N, O, T).
+_steps: dict[Hashable, int] = {}
+_MOST_KNOWN = 4096
+
+
+def known_step(key: Hashable) -> int | None:
+    """The stride of a call that :func:`remember_step` was told of; None for any other."""
+    try:
+        return None if key is None else _steps.get(key)
+    except TypeError:  # an activation without a hash
+        return None
+
+
+def remember_step(key: Hashable, x: Tensor, step: int) -> None:
+    """Notes a call that passed its checks and that the engine takes; ``key`` is its ``call_key``, if it has one."""
+    if key is None or x.dim() != 3:
+        return
+    if len(_steps) >= _MOST_KNOWN:
+        _steps.clear()
+    _steps[key] = step
+
+
+def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, step: int, activation: str | None) -> Tensor:
+    """activation(bias[o] + Σ_c weight[o, c, 0] · x[n, c, t·step]), checked and not refused, as a contiguous (N, O, T).
 
     ``x`` may have any strides and is not copied. A position has the same bits whatever comes with it.
     """
+    x = x if step == 1 else x[:, :, ::step]
     if wants_gradient(x, weight, bias):
         return activate(_Pointwise.apply(x, weight, bias, not settings.is_precise()), activation)
     fused = fused_activation(x, activation)

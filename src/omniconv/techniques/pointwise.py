@@ -17,11 +17,12 @@ from omniconv.geometry import grid, per_axis
 from omniconv.problem import Problem
 from omniconv.techniques._activation import activate, check_activation
 from omniconv.techniques._bound import activation_error, linear_error
+from omniconv.techniques._depthwise import call_key
 from omniconv.techniques._equation import with_bias
 from omniconv.techniques._grid import GridLayer, convolve, grid_operands, grid_stage, torch_convolution
 from omniconv.techniques._layer import Causal
 from omniconv.techniques._operator import check_bias, check_weight, deliver, fail, per_rank, receive
-from omniconv.techniques._pointwise import ENGINE, pointwise, refusal
+from omniconv.techniques._pointwise import ENGINE, known_step, pointwise, refusal, remember_step
 from omniconv.techniques._technique import Operand, Stage, Technique
 
 
@@ -76,6 +77,9 @@ def pointwise_conv(
     Source: Lin, Chen & Yan 2014, arXiv:1312.4400.
     """
     op = f"pointwise_conv{rank}d"
+    key = call_key(op, input, weight, bias, stride, 0, 1, "zeros", activation) if rank == 1 else None
+    if (step := known_step(key)) is not None:
+        return pointwise(input, weight, bias, step, activation)
     x, weight, bias = receive(op, rank, input, weight=weight, bias=bias)
     check_weight(op, x, weight, groups=1)
     if any(k != 1 for k in weight.shape[2:]):
@@ -85,7 +89,8 @@ def pointwise_conv(
     windows = grid(op, x.shape[2:], weight.shape[2:], stride)
     if rank == 1 and refusal(x) is None:
         (step,) = windows.stride
-        y = pointwise(x if step == 1 else x[:, :, ::step], weight, bias, activation)
+        remember_step(key, input, step)
+        y = pointwise(x, weight, bias, step, activation)
         return y if input.dim() == 3 else y.squeeze(0)
     return deliver(input, rank, convolve, (x, weight, bias), windows, 1, activation=activation)
 
