@@ -60,7 +60,7 @@ def remember_step(key: Hashable, x: Tensor, step: int) -> None:
     _steps[key] = step
 
 
-def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, step: int, activation: str | None) -> Tensor:
+def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, step: int = 1) -> Tensor:
     """activation(bias[o] + Σ_c weight[o, c, 0] · x[n, c, t·step]), checked and not refused, as a contiguous (N, O, T).
 
     ``x`` may have any strides and is not copied. A position has the same bits whatever comes with it.

@@ -79,7 +79,7 @@ def pointwise_conv(
     op = f"pointwise_conv{rank}d"
     key = call_key(op, input, weight, bias, stride, 0, 1, "zeros", activation) if rank == 1 else None
     if (step := known_step(key)) is not None:
-        return pointwise(input, weight, bias, step, activation)
+        return pointwise(input, weight, bias, activation, step)
     x, weight, bias = receive(op, rank, input, weight=weight, bias=bias)
     check_weight(op, x, weight, groups=1)
     if any(k != 1 for k in weight.shape[2:]):
@@ -90,7 +90,7 @@ def pointwise_conv(
     if rank == 1 and refusal(x) is None:
         (step,) = windows.stride
         remember_step(key, input, step)
-        y = pointwise(x, weight, bias, step, activation)
+        y = pointwise(x, weight, bias, activation, step)
         return y if input.dim() == 3 else y.squeeze(0)
     return deliver(input, rank, convolve, (x, weight, bias), windows, 1, activation=activation)
 
