@@ -17,6 +17,7 @@ from omniconv.geometry import PADDING_MODES, Grid
 from omniconv.layout import arrange, is_channels_last, is_channels_last_quickly
 from omniconv.techniques._activation import activate, followed_apart
 from omniconv.techniques._grid import convolve, is_plain
+from omniconv.techniques._layer import one_position
 from omniconv.techniques._operator import accumulated_in, deliver
 from omniconv.techniques._technique import Engine
 
@@ -171,13 +172,14 @@ def _may_come_in_chunks(windows: Grid) -> bool:
 def chunks_differ(weight: Tensor, bias: Tensor | None, stride: Integers, dilation: Integers, activation: str | None) -> str | None:
     """Why the bits of an output may depend on the chunk that it comes in; None where they do not. weight (C·M, 1, K)."""
     windows = Grid(stride, ((0, 0),), dilation)
-    reason = refusal(weight.new_empty(1).expand(1, weight.shape[0], 1), weight, bias, windows)
+    reason = refusal(one_position(weight, weight.shape[0]), weight, bias, windows)
     return reason or fused_apart(weight, activation)
 
 
-def fused_apart(weight: Tensor, activation: str | None) -> str | None:
-    """The same for the activation alone."""
-    return None if fused_activation(weight, activation) == activation else followed_apart(activation)
+def fused_apart(weight: Tensor, *activations: str | None) -> str | None:
+    """The same for activations alone."""
+    reasons = (None if fused_activation(weight, a) == a else followed_apart(a) for a in activations)
+    return next(filter(None, reasons), None)
 
 
 def deliver_depthwise(

@@ -69,6 +69,11 @@ class Layer(nn.Module):
         raise NotImplementedError
 
 
+def one_position(weight: Tensor, channels: int) -> Tensor:
+    """(1, C, 1) of the kind of a layer's weight, to ask an engine whether it takes such an input."""
+    return weight.new_empty(1).expand(1, channels, 1)
+
+
 def causal_past(padding: Padding, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int], mode: str) -> int:
     """The D(K − 1) inputs that a window along one axis sees before its last one.
 

@@ -24,6 +24,7 @@ from omniconv.techniques._grid import TAKES, check_channels, grid_stage, settled
 from omniconv.techniques._grid import convolve as convolve_on_grid
 from omniconv.techniques._layer import Causal, Layer
 from omniconv.techniques._operator import check_bias, check_weight, deliver, fail, per_rank, receive
+from omniconv.techniques._pointwise import pointwise, refusal
 from omniconv.techniques._technique import Operand, Peer, Stage, Technique
 from omniconv.techniques.depthwise import DepthwiseConv, DepthwiseConv1d, DepthwiseConv2d, DepthwiseConv3d
 from omniconv.techniques.pointwise import PointwiseConv, PointwiseConv1d, PointwiseConv2d, PointwiseConv3d
@@ -58,11 +59,14 @@ def convolve(
     pointwise_bias: Tensor | None,
     windows: Grid,
     depthwise_activation: str | None,
+    activation: str | None = None,
 ) -> Tensor:
-    """Two convolutions, the activation between them."""
+    """Two convolutions, the activations after them."""
     z = staged_depthwise(x, depthwise_weight, depthwise_bias, windows, depthwise_activation)
+    if z.dim() == 3 and refusal(z) is None:
+        return pointwise(z, pointwise_weight, pointwise_bias, activation)
     ones = (1,) * len(windows.stride)
-    return convolve_on_grid(z, pointwise_weight, pointwise_bias, Grid(ones, ((0, 0),) * len(ones), ones))
+    return activate(convolve_on_grid(z, pointwise_weight, pointwise_bias, Grid(ones, ((0, 0),) * len(ones), ones)), activation)
 
 
 def depthwise_separable_conv(
@@ -136,7 +140,7 @@ def depthwise_separable_conv(
     check_activation(op, activation)
     windows = grid(op, x.shape[2:], depthwise_weight.shape[2:], stride, padding, dilation, padding_mode)
     operands = (x, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias)
-    return deliver(input, rank, convolve, operands, windows, depthwise_activation, activation=activation)
+    return deliver(input, rank, convolve, operands, windows, depthwise_activation, activation)
 
 
 depthwise_separable_conv1d, depthwise_separable_conv2d, depthwise_separable_conv3d = per_rank(depthwise_separable_conv)
@@ -231,7 +235,7 @@ class DepthwiseSeparableConv1d(DepthwiseSeparableConv):
         if self.depthwise_norm is not None:
             return None
         filters, mixing = self.depthwise.stream_reads(), self.pointwise.stream_reads()
-        differ = fused_apart(self.depthwise.weight, self.depthwise_activation) or followed_apart(self.activation)
+        differ = fused_apart(self.depthwise.weight, self.depthwise_activation, self.activation)
         return replace(filters, inexact=filters.inexact or mixing.inexact or differ)
 
     def stream_step(self, window: Tensor) -> Tensor:
@@ -343,8 +347,9 @@ def _plain_torch(
     activation: str | None = None,
 ) -> Tensor:
     windows = grid("torch", input.shape[2:], depthwise_weight.shape[2:], stride, padding, dilation, padding_mode)
-    weights = (depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias)
-    return activate(convolve(input, *weights, windows, depthwise_activation), activation)
+    z = activate(convolve_on_grid(input, depthwise_weight, depthwise_bias, windows, input.shape[1]), depthwise_activation)
+    ones = (1,) * len(windows.stride)
+    return activate(convolve_on_grid(z, pointwise_weight, pointwise_bias, Grid(ones, ((0, 0),) * len(ones), ones)), activation)
 
 
 TECHNIQUE = Technique(

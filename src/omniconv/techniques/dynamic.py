@@ -17,10 +17,12 @@ from torch import Tensor, nn
 
 from omniconv.geometry import Grid, Padding, pads_of
 from omniconv.problem import Problem
+from omniconv.techniques._depthwise import fused_apart
 from omniconv.techniques._dynamic import ENGINE, dynamic, refusal
 from omniconv.techniques._grid import grid_stage
-from omniconv.techniques._layer import Causal, Layer
+from omniconv.techniques._layer import Causal, Layer, one_position
 from omniconv.techniques._operator import accumulated_in, fail, receive
+from omniconv.techniques._pointwise import refusal as projection_refusal
 from omniconv.techniques._sequence import (
     LAYOUTS,
     TAKES,
@@ -278,6 +280,14 @@ class DynamicConv1d(SequenceLayer):
         if self.context != "position":
             raise ValueError(f"context must be 'position', got {self.context!r}, which is over the whole sequence")
         return super().stream_reads()
+
+    def chunks_differ(self) -> str | None:
+        """Why the bits of an output may depend on the chunk that it comes in; None where they do not."""
+        weight = self.projection.weight
+        x, kernels = one_position(weight, self.channels), weight.new_empty(1).expand(1, self.heads, *self.kernel_size, 1)
+        windows = Grid((1,), ((0, 0),), self.dilation)
+        refused = projection_refusal(x) or refusal(x, kernels, self.bias, windows, 0.0)
+        return refused or fused_apart(weight, self.activation)
 
     def stream_step(self, window: Tensor) -> Tensor:
         """The op without pads; the kernels are made of the positions behind the past."""

@@ -17,10 +17,10 @@ from omniconv.geometry import grid, per_axis
 from omniconv.problem import Problem
 from omniconv.techniques._activation import activate, check_activation
 from omniconv.techniques._bound import activation_error, linear_error
-from omniconv.techniques._depthwise import call_key
+from omniconv.techniques._depthwise import call_key, fused_apart
 from omniconv.techniques._equation import with_bias
 from omniconv.techniques._grid import GridLayer, convolve, grid_operands, grid_stage, torch_convolution
-from omniconv.techniques._layer import Causal
+from omniconv.techniques._layer import Causal, one_position
 from omniconv.techniques._operator import check_bias, check_weight, deliver, fail, per_rank, receive
 from omniconv.techniques._pointwise import ENGINE, known_step, pointwise, refusal, remember_step
 from omniconv.techniques._technique import Operand, Stage, Technique
@@ -139,7 +139,8 @@ class PointwiseConv1d(PointwiseConv, nn.Conv1d):
 
     def stream_reads(self) -> Causal:
         """How the layer reads a sequence that comes in chunks."""
-        return Causal(0, self.stride[0], ("NCT",), self.in_channels, "the matrix product is torch's")
+        differ = refusal(one_position(self.weight, self.in_channels)) or fused_apart(self.weight, self.activation)
+        return Causal(0, self.stride[0], ("NCT",), self.in_channels, differ)
 
     def stream_step(self, window: Tensor) -> Tensor:
         """The layer itself, which looks at one position."""
