@@ -218,8 +218,13 @@ def test_over_the_channels_of_the_other_layouts(layout):
 
 def random_layer(rng, layout, dtype):
     """A causal layer that is exact, or a plain module of torch."""
-    if layout == "NCT" and rng.random() < 0.7:
-        return DepthwiseConv1d(CHANNELS, rng.choice([2, 3, 7]), padding="causal", dilation=rng.choice([1, 2, 4]))
+    kind, kernel, dilation = rng.random(), rng.choice([2, 3, 7]), rng.choice([1, 2, 4])
+    if kind < 0.3:
+        return DynamicConv1d(CHANNELS, kernel, 3, "causal", dilation=dilation, layout=layout)
+    if layout == "NCT" and kind < 0.6:
+        return DepthwiseConv1d(CHANNELS, kernel, padding="causal", dilation=dilation)
+    if layout == "NCT" and kind < 0.7:
+        return PointwiseConv1d(CHANNELS, CHANNELS)
     return rng.choice([nn.ReLU, nn.LeakyReLU, nn.Hardswish, nn.Dropout])()
 
 
@@ -239,7 +244,7 @@ def random_stack(rng, layout, dtype, depth=0):
 @pytest.mark.parametrize("seed", range(40))
 def test_random_stacks_in_random_chunks_have_the_bits_of_the_whole(seed):
     rng = random.Random(seed)
-    dtype, layout = rng.choice(DTYPES), rng.choice(["NCT"])
+    dtype, layout = rng.choice(DTYPES), rng.choice(["NCT", *TIME])
     module = filled(random_stack(rng, layout, dtype), dtype)
     x = sequence(layout, rng.choice([1, 2]), rng.choice([1, 33, 100]), dtype)
     s = omniconv.streaming(module, layout=layout)

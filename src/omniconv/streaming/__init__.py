@@ -17,8 +17,9 @@ def streaming(module: nn.Module, *, layout: str | None = None) -> Stream:
     The bits are the same where :attr:`Stream.exact` is true, and equal under the error bound otherwise; :attr:`Stream.inexact`
     has the reasons by name. ``module`` stands for itself in evaluation mode, on the CPU and without gradients: s records none.
 
-    *Exact* are, with the native library: ``DepthwiseConv1d`` (any dilation, stride, multiplier), with its activation fused; and
-    what torch computes by sums, products and comparisons: ReLU, ReLU6, LeakyReLU, PReLU, Hardtanh, Hardswish, Hardsigmoid,
+    *Exact* are, with the native library: ``DepthwiseConv1d`` (any dilation, stride, multiplier), ``PointwiseConv1d``,
+    ``DepthwiseSeparableConv1d`` and ``DynamicConv1d`` (context "position"), activations fused; and what torch computes by
+    sums, products and comparisons: ReLU, ReLU6, LeakyReLU, PReLU, Hardtanh, Hardswish, Hardsigmoid,
     Hardshrink, Softshrink, Softsign, Threshold, dropout and Identity. *Under the bound*: SiLU, GELU, Sigmoid, Tanh, ELU, CELU,
     SELU, Mish, Softplus, LogSigmoid, Tanhshrink and GLU, BatchNorm1d, LayerNorm and RMSNorm over the channels, Linear over
     (N, T, C) or (T, N, C). ``nn.Sequential`` composes them. *Refused*, by qualified name and reason: whatever looks ahead or over
