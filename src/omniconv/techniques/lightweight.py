@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from omniconv.geometry import Grid, Padding
 from omniconv.problem import Problem
+from omniconv.techniques._depthwise import fused_apart
 from omniconv.techniques._grid import grid_stage
+from omniconv.techniques._layer import one_position
 from omniconv.techniques._operator import receive
 from omniconv.techniques._sequence import (
     LAYOUTS,
@@ -41,6 +43,7 @@ from omniconv.techniques._sequence import (
     variant,
     windows_of,
 )
+from omniconv.techniques._sequence_engine import refusal
 from omniconv.techniques._sequence_peers import LIGHTWEIGHT_PEERS
 from omniconv.techniques._technique import Operand, Stage, Technique
 
@@ -193,6 +196,14 @@ class LightweightConv1d(SequenceLayer):
         self.axes(input)
         tensors = {"input": input, "weight": self.weight, "bias": self.bias, "padding_mask": padding_mask}
         return tensors | self.settings()
+
+    def chunks_differ(self) -> str | None:
+        """Why the bits of an output may depend on the chunk that it comes in; None where they do not."""
+        if TECHNIQUE.engine is None:
+            return super().chunks_differ()
+        windows = Grid((1,), ((0, 0),), self.dilation)
+        refused = refusal(one_position(self.weight, self.channels), self.weight, self.bias, windows, *self.kernel_size)
+        return refused or fused_apart(self.weight, self.activation)
 
     def stream_step(self, window: Tensor) -> Tensor:
         """The op without pads."""
