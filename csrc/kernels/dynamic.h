@@ -26,6 +26,10 @@ struct DynamicGeometry {
   int64_t x_step, x_channel, y_step, y_channel;  // elements between positions and between channels: one of each pair is 1
   int64_t positions;                             // of the kernels: `outputs`, or 1 for the whole sequence
   bool softmax;
+  // A weight is dropped where the hash of its place among all weights of the call is below `dropped`; the others are multiplied by `scale`.
+  uint64_t seed, row;  // row: of the first head's first tap, all heads' taps counted
+  uint32_t dropped;
+  double scale;
   Mode mode;  // of the gradients: kZeros
   Activation activation;
 };
@@ -42,6 +46,8 @@ struct DynamicKernels {
   size_t (*grad_kernels_bytes)(const DynamicGeometry&);
   void (*grad_kernels)(const DynamicGeometry&, int64_t first, int64_t last, const void* grad_y, const void* x, const void* kernels, const uint8_t* mask,
                        void* grad_kernels, void* scratch);
+  // Drops of one head's (K, positions) numbers, in the type of the sums.
+  void (*drop)(const DynamicGeometry&, void* numbers);
 };
 
 // By element type.

@@ -272,10 +272,13 @@ void forward(const DynamicGeometry& g, int64_t first, int64_t last, const void* 
     const Reach reach(n, K, g.dilation);
     const Spans spans = spans_of(g, t, n, g.before, g.length, reach, mask, f.span);
     f.apply.run(spans, reach, f.table, tile, n, (const E*)x, (E*)yv + t * g.y_step, [&](int64_t h) {
-      const E* numbers = (const E*)kernels + h * K * g.positions;
-      if (g.positions != 1) return weigh(numbers, g.positions, K, g.softmax, t, n, f.table, tile, f.most);
+      if (g.positions != 1) {
+        weigh(g, h, (const E*)kernels, t, n, f.table, tile, f.most);
+        return drop_rows(g, h, t, n, f.table, tile);
+      }
       if (g.heads == 1 && t != first) return;
-      weigh_one(numbers, K, g.softmax, f.column);
+      weigh_one(g, h, (const E*)kernels, f.column);
+      drop_one(g, h, f.column);
       repeat(f.column, K, n, f.table, tile);
     });
   }
@@ -324,9 +327,13 @@ void grad_input(const DynamicGeometry& g, int64_t first, int64_t last, const voi
     const Spans spans = spans_of(g, s, n, before, g.outputs, reach, nullptr, f.span);
     E* out = (E*)grad_x + s * g.x_step;
     f.apply.run(spans, reach, f.moved, tile, n, (const E*)grad_y, out, [&](int64_t h) {
-      const E* numbers = (const E*)kernels + h * K * g.positions;
-      if (g.positions == 1) weigh_one(numbers, K, g.softmax, f.column);
-      else if (to > from) weigh(numbers, g.positions, K, g.softmax, from, to - from, f.table, f.wide, f.most);
+      if (g.positions == 1) {
+        weigh_one(g, h, (const E*)kernels, f.column);
+        drop_one(g, h, f.column);
+      } else if (to > from) {
+        weigh(g, h, (const E*)kernels, from, to - from, f.table, f.wide, f.most);
+        drop_rows(g, h, from, to - from, f.table, f.wide);
+      }
       for (int64_t i = 0; i < K; ++i) {
         // position p meets output low + i·dilation + p by tap K − 1 − i; outside of the outputs the weight is 0, whatever the numbers hold
         const int64_t base = low + i * g.dilation;
@@ -384,33 +391,37 @@ template <class A> void meet(const A* x, int64_t row, int64_t step, const A* gra
   }
 }
 
-// The gradient of the numbers at positions [t, t + n), from that of their weights.
+// The gradient of head h's numbers at positions [t, t + n), from that of its weights.
 template <class E, class A>
-void through_softmax(const E* numbers, const DynamicGeometry& g, int64_t t, int64_t n, A* table, int64_t tile, A* most, const A* met, E* grad) {
+void through_softmax(const DynamicGeometry& g, int64_t h, const E* kernels, int64_t t, int64_t n, A* table, int64_t tile, A* most, A* met, E* grad) {
   typedef typename Vec<A>::V V;
   constexpr int64_t L = Vec<A>::lanes;
-  if (g.softmax) weigh(numbers, g.positions, g.kernel, true, t, n, table, tile, most);
+  if (g.softmax) weigh(g, h, kernels, t, n, table, tile, most);
+  drop_rows(g, h, t, n, met, tile);
+  grad += h * g.kernel * g.positions + t;
   for (int64_t p = 0; p < n; p += L) {
     V dot{};
     for (int64_t i = 0; g.softmax && i < g.kernel; ++i) dot += load(table + i * tile + p) * load(met + i * tile + p);
     for (int64_t i = 0; i < g.kernel; ++i) {
       const V d = load(met + i * tile + p);
-      store_part<A>(grad + i * g.positions + t + p, g.softmax ? load(table + i * tile + p) * (d - dot) : d, n - p);
+      store_part<A>(grad + i * g.positions + p, g.softmax ? load(table + i * tile + p) * (d - dot) : d, n - p);
     }
   }
 }
 
 // The same of one kernel for all positions, whose weights' gradients are rows to be added up.
-template <class E, class A> void through_softmax_of_one(const E* numbers, int64_t K, bool softmax, A* column, A* met, int64_t tile, E* grad) {
-  weigh_one(numbers, K, softmax, column);
-  A dot = 0;
+template <class E, class A> void through_softmax_of_one(const DynamicGeometry& g, int64_t h, const E* kernels, A* column, A* met, int64_t tile, E* grad) {
+  const int64_t K = g.kernel;
+  weigh_one(g, h, kernels, column);
   for (int64_t i = 0; i < K; ++i) {
     A sum = 0;
     for (int64_t p = 0; p < tile; ++p) sum += met[i * tile + p];
     met[i] = sum;  // of a row before this one
-    dot += column[i] * sum;
   }
-  for (int64_t i = 0; i < K; ++i) store_part<A>(grad + i, broadcast(softmax ? column[i] * (met[i] - dot) : met[i]), 1);
+  drop_one(g, h, met);
+  A dot = 0;
+  for (int64_t i = 0; i < K; ++i) dot += column[i] * met[i];
+  for (int64_t i = 0; i < K; ++i) store_part<A>(grad + h * K + i, broadcast(g.softmax ? column[i] * (met[i] - dot) : met[i]), 1);
 }
 
 template <class E, class A> struct GradKernels {
@@ -460,17 +471,23 @@ void grad_kernels(const DynamicGeometry& g, int64_t first, int64_t last, const v
         for (int64_t p = 0; !one && c == 0 && p < K * tile; p += L) store(met + p, V{});
         meet(f.x + h * g.group * f.row, f.row, reach.step, f.grad_y + h * g.group * f.row, g.heads == 1 ? many : g.group, K, n, met, tile);
         if (!one && c + kPack >= g.heads * g.group)
-          through_softmax((const E*)kernels + h * K * g.positions, g, t, n, f.table, tile, f.most, met, (E*)grad + h * K * g.positions);
+          through_softmax(g, h, (const E*)kernels, t, n, f.table, tile, f.most, met, (E*)grad);
       }
     }
   }
-  for (int64_t h = 0; one && h < g.heads; ++h) through_softmax_of_one((const E*)kernels + h * K, K, g.softmax, f.column, f.met + h * K * tile, tile, (E*)grad + h * K);
+  for (int64_t h = 0; one && h < g.heads; ++h) through_softmax_of_one(g, h, (const E*)kernels, f.column, f.met + h * K * tile, tile, (E*)grad);
+}
+
+template <class E> void drop_head(const DynamicGeometry& g, void* numbers) {
+  typedef typename Sum<E>::type A;
+  drop_rows(g, 0, 0, g.positions, (A*)numbers, g.positions);
 }
 
 }  // namespace
 
 extern const DynamicTables dynamic;
-#define OMNICONV_KERNELS(E) {forward_bytes<E>, forward<E>, grad_input_bytes<E>, grad_input<E>, grad_kernels_bytes<E>, grad_kernels<E>}
+#define OMNICONV_KERNELS(E) \
+  {forward_bytes<E>, forward<E>, grad_input_bytes<E>, grad_input<E>, grad_kernels_bytes<E>, grad_kernels<E>, drop_head<E>}
 const DynamicTables dynamic = {OMNICONV_KERNELS(float), OMNICONV_KERNELS(double), OMNICONV_KERNELS(bf16), OMNICONV_KERNELS(f16)};
 
 }  // namespace ISA

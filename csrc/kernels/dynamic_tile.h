@@ -21,12 +21,37 @@ struct Shelf {
 
 // ---- weights
 
-// One column of K numbers, `step` apart, as weights: column[0, K), and whole vectors beyond.
-template <class E, class A> INLINE void weigh_one(const E* numbers, int64_t K, bool softmax, A* column) {
+// Well mixed bits of 64.
+INLINE uint64_t mixed(uint64_t x) {
+  x = (x ^ x >> 32) * 0xd6e8feb86659fd93u;
+  x = (x ^ x >> 29) * 0xa0761d6478bd642fu;
+  return x ^ x >> 32;
+}
+
+// Drops of a row of n numbers, the first of which is at position `from`: nothing is stored, and every pass draws the same.
+template <class A> void drop(const DynamicGeometry& g, uint64_t row, int64_t from, int64_t n, A* numbers) {
+  const uint64_t key = mixed(g.seed + mixed(row + 1));
+  const uint32_t low = uint32_t(key), high = uint32_t(key >> 32), dropped = g.dropped;
+  const A scale = A(g.scale);
+  for (int64_t t = 0; t < n; ++t) {
+    uint32_t x = uint32_t(from + t) * 0x9e3779b1u + low;
+    x = (x ^ x >> 16) * 0x7feb352du ^ high;
+    x = (x ^ x >> 15) * 0x846ca68bu;
+    x ^= x >> 16;
+    numbers[t] *= x < dropped ? A(0) : scale;
+  }
+}
+
+INLINE bool drops(const DynamicGeometry& g) { return g.scale != 1; }
+
+// The one column of head h as weights: column[0, K), and whole vectors beyond.
+template <class E, class A> INLINE void weigh_one(const DynamicGeometry& g, int64_t h, const E* kernels, A* column) {
   typedef typename Vec<A>::V V;
   constexpr int L = Vec<A>::lanes;
+  const int64_t K = g.kernel;
+  const E* numbers = kernels + h * K;
   for (int64_t i = 0; i < K; i += L) store(column + i, load_part<A>(numbers + i, K - i));
-  if (!softmax) return;
+  if (!g.softmax) return;
   A most = column[0], sum = 0;
   for (int64_t i = 1; i < K; ++i) most = column[i] > most ? column[i] : most;
   for (int64_t i = 0; i < K; i += L) store(column + i, exponential_below(load(column + i) - broadcast(most)));
@@ -34,20 +59,25 @@ template <class E, class A> INLINE void weigh_one(const E* numbers, int64_t K, b
   const V share = broadcast(A(1) / sum);
   for (int64_t i = 0; i < K; i += L) store(column + i, load(column + i) * share);
 }
+template <class A> INLINE void drop_one(const DynamicGeometry& g, int64_t h, A* column) {
+  for (int64_t i = 0; drops(g) && i < g.kernel; ++i) drop(g, g.row + h * g.kernel + i, 0, 1, column + i);
+}
 
-// Weights of positions [from, from + n) in rows, `stride` apart, of whole vectors; `most` holds a number for each position.
+// Weights of head h at positions [from, from + n), in rows, `stride` apart, of whole vectors; `most` holds a number for each position.
 template <class E, class A>
-void weigh(const E* numbers, int64_t positions, int64_t K, bool softmax, int64_t from, int64_t n, A* table, int64_t stride, A* most) {
+void weigh(const DynamicGeometry& g, int64_t h, const E* kernels, int64_t from, int64_t n, A* table, int64_t stride, A* most) {
   typedef typename Vec<A>::V V;
   constexpr int L = Vec<A>::lanes;
+  const int64_t K = g.kernel;
+  const E* numbers = kernels + h * K * g.positions + from;
   // row by row: of a column of 512·4 bytes a step, L1 holds 24
   for (int64_t i = 0; i < K; ++i)
     for (int64_t t = 0; t < n; t += L) {
-      const V v = load_part<A>(numbers + i * positions + from + t, n - t);
+      const V v = load_part<A>(numbers + i * g.positions + t, n - t);
       store(table + i * stride + t, v);
-      if (softmax) store(most + t, i ? larger(v, load(most + t)) : v);
+      if (g.softmax) store(most + t, i ? larger(v, load(most + t)) : v);
     }
-  for (int64_t t = 0; softmax && t < n; t += L) {
+  for (int64_t t = 0; g.softmax && t < n; t += L) {
     const V m = load(most + t);
     V sum{};
     for (A* at = table + t; at < table + K * stride; at += stride) {
@@ -58,6 +88,9 @@ void weigh(const E* numbers, int64_t positions, int64_t K, bool softmax, int64_t
     const V share = A(1) / sum;
     for (A* at = table + t; at < table + K * stride; at += stride) store(at, load(at) * share);
   }
+}
+template <class A> INLINE void drop_rows(const DynamicGeometry& g, int64_t h, int64_t from, int64_t n, A* table, int64_t stride) {
+  for (int64_t i = 0; drops(g) && i < g.kernel; ++i) drop(g, g.row + h * g.kernel + i, from, n, table + i * stride);
 }
 
 // ---- positions

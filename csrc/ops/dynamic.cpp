@@ -95,6 +95,9 @@ Call settle(const char* op, const Axes& axes, const Ints& size, const Tensor& ke
   c.g.before = before;
   c.g.positions = kernels.size(3);
   c.g.softmax = softmax;
+  c.g.seed = c.g.row = 0;
+  c.g.dropped = 0;
+  c.g.scale = 1;
   c.g.mode = Mode(mode);
   c.g.activation = kNone;
   const Ints x = strides(size, false), y = strides(in_layout(axes, batch, channels, outputs), false);
@@ -107,6 +110,17 @@ Call settle(const char* op, const Axes& axes, const Ints& size, const Tensor& ke
   c.x_head = c.g.group * c.g.x_channel;
   c.y_head = c.g.group * c.g.y_channel;
   return c;
+}
+
+// `dropped` of 2^32 weights are dropped, as the seed says.
+void settle_drops(const char* op, DynamicGeometry& g, const Tensor& seed, int64_t dropped) {
+  constexpr int64_t kAll = int64_t(1) << 32;
+  if (dropped < 0 || dropped > kAll) fail(op, "dropped must be at least 0 and at most 2^32", std::to_string(dropped));
+  if (dropped && (!seed || seed.numel() != 1 || seed.dtype() != aoti_torch_dtype_int64())) fail(op, "seed must be one int64", seed ? text(seed.size()) : "none");
+  if (!dropped) return;
+  g.seed = uint64_t(*static_cast<const int64_t*>(seed.data()));
+  g.dropped = uint32_t(dropped);  // all: 0, and nothing is kept by its scale
+  g.scale = dropped == kAll ? 0.0 : double(kAll) / double(kAll - dropped);
 }
 
 void check_mask(const char* op, const Tensor& mask, int64_t batch, int64_t length) {
@@ -142,6 +156,7 @@ template <class F> void over(const Call& c, int64_t count, int64_t stretch, size
       const int64_t n = u / units, rest = u % units;
       const int64_t b = side_by_side ? rest % bundles : rest / stretches, s = side_by_side ? rest / bundles : rest % stretches, h = b * c.g.heads;
       g.heads = std::min(c.g.heads, c.heads - h);
+      g.row = uint64_t(n * c.heads + h) * g.kernel;
       f(g, n, h, s * stretch, std::min((s + 1) * stretch, count), space.data());
     }
   });
@@ -153,7 +168,7 @@ int64_t stretch_of(const Call& c, int64_t count) { return std::min(count, std::m
 const uint8_t* mask_of(const Tensor& mask, const Call& c, int64_t n) { return mask ? static_cast<const uint8_t*>(mask.data()) + n * c.g.length : nullptr; }
 
 Tensor dynamic(const Tensor& given, const Tensor& numbers, const OptionalTensor& bias, const OptionalTensor& mask, int64_t layout, const Ints& pads, int64_t dilation,
-               int64_t mode, bool softmax, int64_t activation, bool flush) {
+               int64_t mode, bool softmax, const OptionalTensor& seed, int64_t dropped, int64_t activation, bool flush) {
   const char* op = "dynamic";
   const DynamicKernels& k = kernels_of(op, given.dtype());
   const Axes axes = axes_of(op, layout);
@@ -162,6 +177,7 @@ Tensor dynamic(const Tensor& given, const Tensor& numbers, const OptionalTensor&
   if (bias && (bias.dim() != 1 || bias.size(0) != c.channels || (bias.dtype() != given.dtype() && bias.dtype() != kept_in(given.dtype()))))
     fail(op, "bias must be (C,) of the input's dtype, or that of its sums", text(bias.size()));
   check_mask(op, mask, c.batch, c.g.length);
+  settle_drops(op, c.g, seed, dropped);
   const bool curved = activation == kSilu || activation == kGelu || activation == kSigmoid;
   if (activation < kNone || activation > kSigmoid || (curved && given.dtype() == aoti_torch_dtype_float64()))
     fail(op, "the activation must be one that is fused", std::to_string(activation));
@@ -184,14 +200,15 @@ Tensor dynamic(const Tensor& given, const Tensor& numbers, const OptionalTensor&
 
 // The gradient of an input of `length` positions, 0 where the mask is set.
 Tensor dynamic_grad_input(const Tensor& given, const Tensor& numbers, const OptionalTensor& mask, const Ints& length, int64_t layout, const Ints& pads, int64_t dilation,
-                          bool softmax, bool flush) {
+                          bool softmax, const OptionalTensor& seed, int64_t dropped, bool flush) {
   const char* op = "dynamic_grad_input";
   const DynamicKernels& k = kernels_of(op, given.dtype());
   const Axes axes = axes_of(op, layout);
   const Ints size = with_length(axes, given.size(), length, op);
-  const Call c = settle(op, axes, size, numbers, pads, dilation, kZeros, softmax);
+  Call c = settle(op, axes, size, numbers, pads, dilation, kZeros, softmax);
   check_grad(op, c, axes, given, numbers);
   check_mask(op, mask, c.batch, c.g.length);
+  settle_drops(op, c.g, seed, dropped);
   const Settled gs(given, dense(given, false)), ks(numbers, dense(numbers, false)), ms(mask, !mask || dense(mask, false));
   const Tensor &grad_y = *gs, &kernels = *ks;
   Tensor grad_x = Tensor::empty(size, strides(size, false), grad_y.dtype());
@@ -206,14 +223,15 @@ Tensor dynamic_grad_input(const Tensor& given, const Tensor& numbers, const Opti
 
 // The gradient of what the weights are made from.
 Tensor dynamic_grad_kernels(const Tensor& grad, const Tensor& given, const Tensor& numbers, const OptionalTensor& mask, int64_t layout, const Ints& pads, int64_t dilation,
-                            bool softmax, bool flush) {
+                            bool softmax, const OptionalTensor& seed, int64_t dropped, bool flush) {
   const char* op = "dynamic_grad_kernels";
   const DynamicKernels& k = kernels_of(op, given.dtype());
   const Axes axes = axes_of(op, layout);
-  const Call c = settle(op, axes, given.size(), numbers, pads, dilation, kZeros, softmax);
+  Call c = settle(op, axes, given.size(), numbers, pads, dilation, kZeros, softmax);
   if (numbers.dtype() != given.dtype()) fail(op, "kernels must have the input's dtype", std::to_string(numbers.dtype()));
   check_grad(op, c, axes, grad, numbers);
   check_mask(op, mask, c.batch, c.g.length);
+  settle_drops(op, c.g, seed, dropped);
   const Settled gs(grad, dense(grad, false)), xs(given, dense(given, false)), ks(numbers, dense(numbers, false)), ms(mask, !mask || dense(mask, false));
   const Tensor &grad_y = *gs, &x = *xs, &kernels = *ks;
   Tensor grad_kernels = Tensor::empty(numbers.size(), strides(numbers.size(), false), numbers.dtype());
@@ -227,12 +245,32 @@ Tensor dynamic_grad_kernels(const Tensor& grad, const Tensor& given, const Tenso
   return grad_kernels;
 }
 
+// By what the weights (N, H, K, Out) of a call are multiplied when some are dropped, in the type of the sums.
+Tensor dynamic_drops(const Tensor& kernels, const Tensor& seed, int64_t dropped) {
+  const char* op = "dynamic_drops";
+  if (kernels.dim() != 4) fail(op, "kernels must be (N, H, K, Out)", text(kernels.size()));
+  const int32_t kept = kept_in(kernels.dtype());
+  const DynamicKernels& k = kernels_of(op, kernels.dtype());
+  DynamicGeometry g{};
+  g.scale = 1;
+  g.kernel = kernels.size(2);
+  g.positions = kernels.size(3);
+  settle_drops(op, g, seed, dropped);
+  Tensor drops = Tensor::empty(kernels.size(), strides(kernels.size(), false), kept);
+  const int64_t n = drops.numel();
+  if (kept == aoti_torch_dtype_float64()) std::fill_n(static_cast<double*>(drops.data()), n, 1.0);
+  else std::fill_n(static_cast<float*>(drops.data()), n, 1.0f);
+  for (int64_t head = 0; n && head < kernels.size(0) * kernels.size(1); ++head, g.row += g.kernel) k.drop(g, at(drops, head * g.kernel * g.positions));
+  return drops;
+}
+
 const Register registered[] = {
-    {"dynamic(Tensor x, Tensor kernels, Tensor? bias, Tensor? mask, int layout, SymInt[] pads, int dilation, int mode, bool softmax, int activation, bool flush) -> Tensor",
+    {"dynamic_drops(Tensor kernels, Tensor seed, int dropped) -> Tensor", "dynamic_drops", &Boxed<dynamic_drops>::call},
+    {"dynamic(Tensor x, Tensor kernels, Tensor? bias, Tensor? mask, int layout, SymInt[] pads, int dilation, int mode, bool softmax, Tensor? seed, int dropped, int activation, bool flush) -> Tensor",
      "dynamic", &Boxed<dynamic>::call},
-    {"dynamic_grad_input(Tensor grad_y, Tensor kernels, Tensor? mask, SymInt[] length, int layout, SymInt[] pads, int dilation, bool softmax, bool flush) -> Tensor",
+    {"dynamic_grad_input(Tensor grad_y, Tensor kernels, Tensor? mask, SymInt[] length, int layout, SymInt[] pads, int dilation, bool softmax, Tensor? seed, int dropped, bool flush) -> Tensor",
      "dynamic_grad_input", &Boxed<dynamic_grad_input>::call},
-    {"dynamic_grad_kernels(Tensor grad_y, Tensor x, Tensor kernels, Tensor? mask, int layout, SymInt[] pads, int dilation, bool softmax, bool flush) -> Tensor",
+    {"dynamic_grad_kernels(Tensor grad_y, Tensor x, Tensor kernels, Tensor? mask, int layout, SymInt[] pads, int dilation, bool softmax, Tensor? seed, int dropped, bool flush) -> Tensor",
      "dynamic_grad_kernels", &Boxed<dynamic_grad_kernels>::call},
 };
 

@@ -258,11 +258,11 @@ def test_opcheck(layout):
     x, grad_y = laid(x, name), laid(grad_y, name)
     mask = torch.zeros(2, 20, dtype=torch.bool)
     place = (layout, [3, 1], 2)
-    torch.library.opcheck(OPS.dynamic.default, (x, kernels, bias, mask, *place, 0, True, 3, True))
-    torch.library.opcheck(OPS.dynamic.default, (x, kernels[..., :1], None, None, *place, 2, False, 0, False))
-    torch.library.opcheck(OPS.dynamic_grad_input.default, (grad_y, kernels, mask, [20], *place, True, True))
-    torch.library.opcheck(OPS.dynamic_grad_kernels.default, (grad_y, x, kernels, mask, *place, True, True))
-    torch.library.opcheck(OPS.dynamic_grad_kernels.default, (grad_y, x, kernels[..., :1], None, *place, True, True))
+    torch.library.opcheck(OPS.dynamic.default, (x, kernels, bias, mask, *place, 0, True, None, 0, 3, True))
+    torch.library.opcheck(OPS.dynamic.default, (x, kernels[..., :1], None, None, *place, 2, False, None, 0, 0, False))
+    torch.library.opcheck(OPS.dynamic_grad_input.default, (grad_y, kernels, mask, [20], *place, True, None, 0, True))
+    torch.library.opcheck(OPS.dynamic_grad_kernels.default, (grad_y, x, kernels, mask, *place, True, None, 0, True))
+    torch.library.opcheck(OPS.dynamic_grad_kernels.default, (grad_y, x, kernels[..., :1], None, *place, True, None, 0, True))
 
 
 def test_the_raw_ops_take_any_strides():
@@ -273,16 +273,16 @@ def test_the_raw_ops_take_any_strides():
     for settled, (a, k, g) in (([t.contiguous() for t in strange], strange),):
         place = (0, [1, 1], 1)
         assert torch.equal(
-            OPS.dynamic(a, k, bias, mask.t(), *place, 0, False, 0, True),
-            OPS.dynamic(settled[0], settled[1], bias, mask.t().contiguous(), *place, 0, False, 0, True),
+            OPS.dynamic(a, k, bias, mask.t(), *place, 0, False, None, 0, 0, True),
+            OPS.dynamic(settled[0], settled[1], bias, mask.t().contiguous(), *place, 0, False, None, 0, 0, True),
         )
         assert torch.equal(
-            OPS.dynamic_grad_input(g, k, None, [20], *place, True, True),
-            OPS.dynamic_grad_input(settled[2], settled[1], None, [20], *place, True, True),
+            OPS.dynamic_grad_input(g, k, None, [20], *place, True, None, 0, True),
+            OPS.dynamic_grad_input(settled[2], settled[1], None, [20], *place, True, None, 0, True),
         )
         assert torch.equal(
-            OPS.dynamic_grad_kernels(g, a, k, None, *place, True, True),
-            OPS.dynamic_grad_kernels(settled[2], settled[0], settled[1], None, *place, True, True),
+            OPS.dynamic_grad_kernels(g, a, k, None, *place, True, None, 0, True),
+            OPS.dynamic_grad_kernels(settled[2], settled[0], settled[1], None, *place, True, None, 0, True),
         )
 
 
@@ -291,7 +291,17 @@ def zeros(*shape, dtype=torch.float32):
 
 
 X, W = zeros(2, 6, 5), zeros(2, 3, 3, 5)
-PLACE = {"layout": 0, "pads": [1, 1], "dilation": 1, "mode": 0, "softmax": True, "activation": 0, "flush": True}
+PLACE = {
+    "layout": 0,
+    "pads": [1, 1],
+    "dilation": 1,
+    "mode": 0,
+    "softmax": True,
+    "seed": None,
+    "dropped": 0,
+    "activation": 0,
+    "flush": True,
+}
 WRONG = [
     ({"x": zeros(2, 6)}, "must have 3 axes"),
     ({"x": zeros(2, 6, 0)}, "at least 1"),
@@ -317,6 +327,11 @@ WRONG = [
     ({"dilation": 1 << 62}, "at least 1"),
     ({"mode": 4}, "mode must be known"),
     ({"mode": 1, "pads": [5, 0], "kernels": zeros(2, 3, 6, 5)}, "reflected pads"),
+    ({"dropped": -1}, "dropped must be"),
+    ({"dropped": (1 << 32) + 1}, "dropped must be"),
+    ({"dropped": 5}, "seed must be one int64"),
+    ({"dropped": 5, "seed": zeros(1)}, "seed must be one int64"),
+    ({"dropped": 5, "seed": zeros(2, dtype=torch.int64)}, "seed must be one int64"),
     ({"activation": 7}, "activation must be"),
     ({"x": X.double(), "kernels": W.double(), "activation": 3}, "activation must be"),
 ]
@@ -330,7 +345,7 @@ def test_the_raw_op_refuses_by_name(changed, message):
 
 
 def test_the_raw_gradients_refuse_by_name():
-    place = (0, [1, 1], 1, True, True)
+    place = (0, [1, 1], 1, True, None, 0, True)
     for grad_y, kernels, length in (
         (zeros(2, 6, 4), W, [5]),
         (X.double(), W, [5]),
@@ -363,6 +378,96 @@ def test_compiles_whole_and_exports_with_any_length():
     for batch, length in ((2, 9), (5, 33), (3, 300)):
         other = normal(batch, 12, length)
         torch.testing.assert_close(program(other), layer(other))
+
+
+def drops(kernels, rate, **kwargs):
+    """What each weight of the kernels was multiplied by in one call: inputs that one tap meets, with one seed."""
+    batch, heads, taps, outputs = kernels.shape
+    found = torch.empty_like(kernels)
+    for i in range(taps):
+        x = torch.zeros(batch, heads, outputs + taps - 1, dtype=kernels.dtype)
+        for start in range(taps):  # outputs start, start + taps, … see this tap alone
+            x.zero_()
+            x[..., start + i :: taps] = 1
+            torch.manual_seed(7)
+            y = dynamic_conv1d(x, kernels, padding="valid", softmax=False, weight_dropout=rate, training=True, **kwargs)
+            found[:, :, i, start::taps] = y[..., start::taps]
+    return found / kernels
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_weights_are_dropped_at_the_rate_and_the_rest_scaled(rate, level):
+    kernels = torch.ones(4, 4, 3, 500)
+    factors = drops(kernels, rate)
+    count = factors.numel()
+    kept = factors != 0
+    torch.testing.assert_close(factors[kept], torch.full_like(factors[kept], 1 / (1 - rate)))
+    deviation = (rate * (1 - rate) / count) ** 0.5
+    assert abs(1 - kept.double().mean() - rate) < 5 * deviation
+    # neighbours in time, between taps, heads and samples know nothing of each other
+    centred = kept.double() - (1 - rate)
+    for axis in range(4):
+        a, b = centred.narrow(axis, 1, kept.shape[axis] - 1), centred.narrow(axis, 0, kept.shape[axis] - 1)
+        assert abs((a * b).mean()) < 5 * rate * (1 - rate) / a.numel() ** 0.5
+    # as the raw op tells, and for every dtype and level
+    torch.manual_seed(7)
+    seed = torch.randint(-(2**63), 2**63 - 1, (1,))
+    for dtype in DTYPES:
+        told = OPS.dynamic_drops(kernels.to(dtype), seed, round(rate * 2**32))
+        assert torch.equal(told != 0, kept)
+    torch.testing.assert_close(OPS.dynamic_drops(kernels, seed, round(rate * 2**32)), factors)
+
+
+def test_calls_drop_independently_and_rate_one_drops_all():
+    x, kernels = torch.ones(2, 3, 402), torch.ones(2, 3, 3, 400)
+    settings = {"padding": "valid", "softmax": False, "weight_dropout": 0.5, "training": True}
+    first, second = (dynamic_conv1d(x, kernels, **settings) for _ in range(2))
+    a, b = first - 3, second - 3
+    assert abs((a * b).mean() / (a.std() * b.std())) < 5 / a.numel() ** 0.5
+    assert torch.equal(dynamic_conv1d(x, kernels, **(settings | {"weight_dropout": 1.0})), torch.zeros(2, 3, 400))
+    assert torch.equal(dynamic_conv1d(x, kernels, **(settings | {"training": False})), torch.full((2, 3, 400), 3.0))
+
+
+@pytest.mark.parametrize("positions", [None, 1])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradients_are_those_of_the_weights_that_were_dropped(layout, positions, level):
+    x, kernels, bias, grad_y = drawn((2, 2, 3, 40, 5, 1, (2, 2)), normal, torch.float64, positions)
+    grad_y = laid(grad_y, layout)
+    torch.manual_seed(3)
+    ours = result_and_gradients(
+        dynamic_conv1d, laid(x, layout), kernels, bias, grad_y, layout=layout, weight_dropout=0.4, training=True
+    )
+    torch.manual_seed(3)
+    seed = torch.randint(-(2**63), 2**63 - 1, (1,))
+
+    def dropped(x, kernels, bias):
+        weights = kernels.softmax(2) * OPS.dynamic_drops(kernels.detach(), seed, round(0.4 * 2**32))
+        return reference(x, weights, bias, softmax=False, layout=layout)
+
+    for made, wanted in zip(ours, result_and_gradients(dropped, laid(x, layout), kernels, bias, grad_y), strict=True):
+        torch.testing.assert_close(made, wanted, rtol=1e-9, atol=1e-9)
+
+
+def test_gradients_of_gradients_with_dropped_weights():
+    x, kernels, bias, _ = drawn((1, 2, 2, 6, 3, 1, (1, 1)), normal, torch.float64)
+    tensors = [t.requires_grad_() for t in (x, kernels, bias)]
+
+    def call(x, kernels, bias):
+        torch.manual_seed(11)
+        return dynamic_conv1d(x, kernels, bias, weight_dropout=0.4, training=True)
+
+    assert torch.autograd.gradcheck(call, tensors)
+    assert torch.autograd.gradgradcheck(call, tensors)
+
+
+def test_opcheck_with_dropped_weights():
+    x, kernels, bias, grad_y = drawn((2, 2, 9, 20, 3, 2, (3, 1)), normal, torch.float32)
+    weights = (True, torch.tensor([5]), 1 << 30)
+    place = (0, [3, 1], 2)
+    torch.library.opcheck(OPS.dynamic.default, (x, kernels, bias, None, *place, 0, *weights, 3, True))
+    torch.library.opcheck(OPS.dynamic_grad_input.default, (grad_y, kernels, None, [20], *place, *weights, True))
+    torch.library.opcheck(OPS.dynamic_grad_kernels.default, (grad_y, x, kernels, None, *place, *weights, True))
+    torch.library.opcheck(OPS.dynamic_drops.default, (kernels, *weights[1:]))
 
 
 def test_refusals_are_told_and_true():

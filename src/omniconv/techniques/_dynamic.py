@@ -17,7 +17,7 @@ from omniconv.geometry import PADDING_MODES, Grid
 from omniconv.techniques._activation import activate
 from omniconv.techniques._depthwise import ACTIVATION_CODES, fused_activation, wants_gradient
 from omniconv.techniques._operator import accumulated_in
-from omniconv.techniques._sequence import Axes
+from omniconv.techniques._sequence import Axes, normalised
 from omniconv.techniques._sequence_engine import LAYOUTS_BY_PLACE, PLACES, REFUSALS
 from omniconv.techniques._sequence_engine import refusal as refused_by_both
 from omniconv.techniques._technique import Engine
@@ -27,15 +27,12 @@ Windows = tuple[int, tuple[int, int], int]  # layout, (before, after), dilation
 Composite = Callable[..., Tensor]
 
 
-# beyond what both operators leave to the composite path
-DROPPED = "weights are dropped in training"
-
-ENGINE = Engine("dynamic", "a kernel is made for every position", (*(reason for reason, _ in REFUSALS), DROPPED))
+ENGINE = Engine("dynamic", "a kernel is made for every position", tuple(reason for reason, _ in REFUSALS))
 
 
-def refusal(x: Tensor, kernels: Tensor, bias: Tensor | None, windows: Grid, dropout: float) -> str | None:
+def refusal(x: Tensor, kernels: Tensor, bias: Tensor | None, windows: Grid) -> str | None:
     """Why the engine does not take a call; None where it does."""
-    return refused_by_both(x, kernels, bias, windows, kernels.shape[2]) or (DROPPED if dropout > 0 else None)
+    return refused_by_both(x, kernels, bias, windows, kernels.shape[2])
 
 
 def dynamic(
@@ -47,17 +44,23 @@ def dynamic(
     windows: Grid,
     mask: Tensor | None,
     softmax: bool,
+    dropout: float,
     activation: str | None,
 ) -> Tensor:
-    """The call, checked and not refused, contiguous in its layout. ``composite`` makes gradients of gradients."""
+    """The call, checked and not refused, contiguous in its layout. ``composite`` makes gradients of gradients.
+
+    Which weights are dropped is a hash of their place and of one number drawn by torch: forward and backward each make it anew.
+    """
     x, kernels = x.contiguous(), kernels.contiguous()
     bias, mask = None if bias is None else bias.contiguous(), None if mask is None else mask.contiguous()
     place = (PLACES[axes.order], windows.pads[0], windows.dilation[0])
-    flush = not settings.is_precise()
+    flush, dropped = not settings.is_precise(), round(dropout * 2**32)
+    seed = torch.randint(-(2**63), 2**63 - 1, (1,)) if dropped else None
     if wants_gradient(x, kernels, bias):
-        return activate(_Dynamic.apply(x, kernels, bias, mask, place, softmax, flush, composite), activation)
-    fused = fused_activation(x, activation)
-    y = _FORWARD(x, kernels, bias, mask, *place, PADDING_MODES.index(windows.mode), softmax, ACTIVATION_CODES[fused], flush)
+        y = _Dynamic.apply(x, kernels, bias, mask, seed, place, softmax, dropped, flush, composite)
+        return activate(y, activation)
+    fused, mode = fused_activation(x, activation), PADDING_MODES.index(windows.mode)
+    y = _FORWARD(x, kernels, bias, mask, *place, mode, softmax, seed, dropped, ACTIVATION_CODES[fused], flush)
     return y if fused is activation else activate(y, activation)
 
 
@@ -71,32 +74,34 @@ class _Dynamic(torch.autograd.Function):
         kernels: Tensor,
         bias: Tensor | None,
         mask: Tensor | None,
+        seed: Tensor | None,
         place: Windows,
         softmax: bool,
+        dropped: int,
         flush: bool,
         composite: Composite,
     ) -> Tensor:
-        ctx.save_for_backward(x, kernels, bias, mask)
-        ctx.place, ctx.softmax, ctx.flush, ctx.composite = place, softmax, flush, composite
-        return _FORWARD(x, kernels, bias, mask, *place, 0, softmax, 0, flush)
+        ctx.save_for_backward(x, kernels, bias, mask, seed)
+        ctx.place, ctx.softmax, ctx.dropped, ctx.flush, ctx.composite = place, softmax, dropped, flush, composite
+        return _FORWARD(x, kernels, bias, mask, *place, 0, softmax, seed, dropped, 0, flush)
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> Any:
-        x, kernels, bias, mask = ctx.saved_tensors
-        place, softmax, flush = ctx.place, ctx.softmax, ctx.flush
-        needed = ctx.needs_input_grad[:3]
+        x, kernels, bias, mask, seed = ctx.saved_tensors
+        place, needed = ctx.place, ctx.needs_input_grad[:3]
+        weights = ctx.softmax, seed, ctx.dropped
         if torch.is_grad_enabled():  # the gradient of this gradient is wanted
-            found = _differentiable(ctx.composite, x, kernels, bias, mask, place, softmax, grad_y, needed)
-            return *found, None, None, None, None, None
+            found = _differentiable(ctx.composite, x, kernels, bias, mask, place, weights, grad_y, needed)
+            return *found, None, None, None, None, None, None, None
         axes, grad_y = LAYOUTS_BY_PLACE[place[0]], grad_y.contiguous()
         grad_x = grad_kernels = grad_bias = None
         if needed[0]:
-            grad_x = _GRAD_INPUT(grad_y, kernels, mask, x.shape[axes.time : axes.time + 1], *place, softmax, flush)
+            grad_x = _GRAD_INPUT(grad_y, kernels, mask, x.shape[axes.time : axes.time + 1], *place, *weights, ctx.flush)
         if needed[1]:
-            grad_kernels = _GRAD_KERNELS(grad_y, x, kernels, mask, *place, softmax, flush)
+            grad_kernels = _GRAD_KERNELS(grad_y, x, kernels, mask, *place, *weights, ctx.flush)
         if needed[2]:
             grad_bias = grad_y.sum((axes.batch, axes.time), dtype=accumulated_in(grad_y)).to(grad_y.dtype)
-        return grad_x, grad_kernels, grad_bias, None, None, None, None, None
+        return grad_x, grad_kernels, grad_bias, None, None, None, None, None, None, None
 
 
 def _differentiable(
@@ -106,19 +111,21 @@ def _differentiable(
     bias: Tensor | None,
     mask: Tensor | None,
     place: Windows,
-    softmax: bool,
+    weights: tuple[bool, Tensor | None, int],
     grad_y: Tensor,
     needed: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
     """The gradients, by the composite path, as functions that autograd can differentiate again."""
-    layout, pads, dilation = place
+    (layout, pads, dilation), (softmax, seed, dropped) = place, weights
     grid = Grid((1,), (pads,), (dilation,))
     with torch.enable_grad():
         # by aliases of their own: operands may depend on one another, and hooks on them must not run here
         aliases = tuple(None if t is None else t.view_as(t) for t in (x, kernels, bias))
         wide = accumulated_in(x)
-        operands = (None if t is None else t.to(wide) for t in aliases)
-        y = composite(*operands, LAYOUTS_BY_PLACE[layout], grid, mask, softmax, 0.0).to(x.dtype)
+        signal, numbers, shift = (None if t is None else t.to(wide) for t in aliases)
+        if seed is not None and numbers is not None:
+            numbers = normalised(numbers, 2, softmax, 0.0) * _DROPS(kernels.detach(), seed, dropped)
+        y = composite(signal, numbers, shift, LAYOUTS_BY_PLACE[layout], grid, mask, softmax and seed is None, 0.0).to(x.dtype)
         wanted = [t for t, need in zip(aliases, needed, strict=True) if need and t is not None]
         found = iter(torch.autograd.grad(y, wanted, grad_y, create_graph=True))
     return tuple(next(found) if need else None for need in needed)
@@ -141,6 +148,8 @@ def _fake_forward(
     dilation: int,
     mode: int,
     softmax: bool,
+    seed: Tensor | None,
+    dropped: int,
     activation: int,
     flush: bool,
 ) -> Tensor:
@@ -156,6 +165,8 @@ def _fake_grad_input(
     pads: Any,
     dilation: int,
     softmax: bool,
+    seed: Tensor | None,
+    dropped: int,
     flush: bool,
 ) -> Tensor:
     size = list(grad_y.shape)
@@ -172,19 +183,27 @@ def _fake_grad_kernels(
     pads: Any,
     dilation: int,
     softmax: bool,
+    seed: Tensor | None,
+    dropped: int,
     flush: bool,
 ) -> Tensor:
     return kernels.new_empty(kernels.shape)
+
+
+def _fake_drops(kernels: Tensor, seed: Tensor, dropped: int) -> Tensor:
+    return kernels.new_empty(kernels.shape, dtype=torch.float64 if kernels.dtype == torch.float64 else torch.float32)
 
 
 if _native.AVAILABLE:
     torch.library.register_fake("omniconv::dynamic", _fake_forward)
     torch.library.register_fake("omniconv::dynamic_grad_input", _fake_grad_input)
     torch.library.register_fake("omniconv::dynamic_grad_kernels", _fake_grad_kernels)
+    torch.library.register_fake("omniconv::dynamic_drops", _fake_drops)
     # bound once: to look an op up costs a microsecond
     _FORWARD = torch.ops.omniconv.dynamic.default
     _GRAD_INPUT = torch.ops.omniconv.dynamic_grad_input.default
     _GRAD_KERNELS = torch.ops.omniconv.dynamic_grad_kernels.default
+    _DROPS = torch.ops.omniconv.dynamic_drops.default
 
     # a softmax counts 4 a weight, as in what the technique says of itself
     @register_flop_formula(torch.ops.omniconv.dynamic)

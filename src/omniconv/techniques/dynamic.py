@@ -178,9 +178,9 @@ def _native_or_none(
     activation: str | None,
 ) -> Tensor | None:
     """A checked call by the engine; None where it refuses."""
-    if refusal(x, kernels, bias, windows, dropout) is not None:
+    if refusal(x, kernels, bias, windows) is not None:
         return None
-    return dynamic(convolve, x, kernels, bias, axes, windows, mask, softmax, activation)
+    return dynamic(convolve, x, kernels, bias, axes, windows, mask, softmax, dropout, activation)
 
 
 class Projection(Layer, nn.Linear):
