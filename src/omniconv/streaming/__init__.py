@@ -18,8 +18,8 @@ def streaming(module: nn.Module, *, layout: str | None = None) -> Stream:
     has the reasons by name. ``module`` stands for itself in evaluation mode, on the CPU and without gradients: s records none.
 
     *Exact* are, with the native library: ``DepthwiseConv1d`` (any dilation, stride, multiplier), ``PointwiseConv1d``,
-    ``DepthwiseSeparableConv1d`` and ``DynamicConv1d`` (context "position"), activations fused; and what torch computes by
-    sums, products and comparisons: ReLU, ReLU6, LeakyReLU, PReLU, Hardtanh, Hardswish, Hardsigmoid,
+    ``DepthwiseSeparableConv1d``, ``LightweightConv1d`` and ``DynamicConv1d`` (context "position"), activations fused; and of
+    torch, what it computes by sums, products and comparisons: ReLU, ReLU6, LeakyReLU, PReLU, Hardtanh, Hardswish, Hardsigmoid,
     Hardshrink, Softshrink, Softsign, Threshold, dropout and Identity. *Under the bound*: SiLU, GELU, Sigmoid, Tanh, ELU, CELU,
     SELU, Mish, Softplus, LogSigmoid, Tanhshrink and GLU, BatchNorm1d, LayerNorm and RMSNorm over the channels, Linear over
     (N, T, C) or (T, N, C). ``nn.Sequential`` composes them. *Refused*, by qualified name and reason: whatever looks ahead or over
