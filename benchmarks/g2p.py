@@ -36,7 +36,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 import omniconv
-from omniconv import _native
+from omniconv.analysis.doctor import examine
 from omniconv.bench.runner import slug
 from omniconv.models import DynamicConvBlock, LightConvBlock
 from omniconv.timing import alternate, machine
@@ -432,7 +432,7 @@ def run(
             "train": len(words.train), "valid": len(words.valid), "test": len(words.test), "train_pairs": len(words.pairs),
         },
         "settings": asdict(settings) | {"kernels": KERNELS, "heads": HEADS, "dropout": DROPOUT, "rate": RATE},
-        "native": _native.AVAILABLE,
+        "paths": {p.technique: p.path for p in examine().paths if p.technique in KINDS},
         "versions": {"omniconv": omniconv.__version__, "torch": torch.__version__, "python": platform.python_version()},
         "machine": asdict(machine()),
         **made,
