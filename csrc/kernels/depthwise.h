@@ -30,6 +30,9 @@ struct PlanesKernels {
   size_t (*scratch_bytes)(const DepthwiseGeometry&);
   // `planes` channels of x (in…) one after the other to `planes`·multiplier channels of y (out…); weight (planes·multiplier, taps).
   void (*forward)(const DepthwiseGeometry&, int64_t planes, const void* x, const void* weight, const void* bias, void* y, void* scratch);
+};
+struct PlanesGradKernels {
+  size_t (*scratch_bytes)(const DepthwiseGeometry&);
   // One channel of one sample: grad_weight (multiplier, taps) is added to.
   void (*grad_weight)(const DepthwiseGeometry&, const void* x, const void* grad_y, void* grad_weight, void* scratch);
 };
@@ -50,6 +53,7 @@ typedef void (*LiteralKernel)(const DepthwiseGeometry&, const void* x, const voi
 
 // By element type.
 struct PlanesTables { PlanesKernels f32, f64, bf16, f16; };
+struct PlanesGradTables { PlanesGradKernels f32, f64, bf16, f16; };
 struct LiteralTables { LiteralKernel f32, f64, bf16, f16; };
 struct LastTables { LastKernels f32, f64, bf16, f16; };
 

@@ -12,12 +12,13 @@
 
 namespace omniconv {
 
-#define OMNICONV_DECLARE(level)                   \
-  namespace level {                               \
-  extern const PlanesTables depthwise_planes;     \
-  extern const LastTables depthwise_last;         \
-  extern const LiteralTables depthwise_literal;   \
-  extern const SumTables sum;                     \
+#define OMNICONV_DECLARE(level)                        \
+  namespace level {                                    \
+  extern const PlanesTables depthwise_planes;          \
+  extern const PlanesGradTables depthwise_planes_grad; \
+  extern const LastTables depthwise_last;              \
+  extern const LiteralTables depthwise_literal;        \
+  extern const SumTables sum;                          \
   }
 OMNICONV_DECLARE(isa_base)
 #if defined(__x86_64__)
@@ -29,6 +30,7 @@ namespace {
 
 struct Tables {
   const PlanesTables& planes;
+  const PlanesGradTables& planes_grad;
   const LastTables& last;
   const LiteralTables& literal;
   const SumTables& sum;
@@ -36,14 +38,15 @@ struct Tables {
 
 Tables tables() {
 #if defined(__x86_64__)
-  if (isa() == kAvx512) return {isa_avx512::depthwise_planes, isa_avx512::depthwise_last, isa_avx512::depthwise_literal, isa_avx512::sum};
-  if (isa() == kAvx2) return {isa_avx2::depthwise_planes, isa_avx2::depthwise_last, isa_avx2::depthwise_literal, isa_avx2::sum};
+  if (isa() == kAvx512) return {isa_avx512::depthwise_planes, isa_avx512::depthwise_planes_grad, isa_avx512::depthwise_last, isa_avx512::depthwise_literal, isa_avx512::sum};
+  if (isa() == kAvx2) return {isa_avx2::depthwise_planes, isa_avx2::depthwise_planes_grad, isa_avx2::depthwise_last, isa_avx2::depthwise_literal, isa_avx2::sum};
 #endif
-  return {isa_base::depthwise_planes, isa_base::depthwise_last, isa_base::depthwise_literal, isa_base::sum};
+  return {isa_base::depthwise_planes, isa_base::depthwise_planes_grad, isa_base::depthwise_last, isa_base::depthwise_literal, isa_base::sum};
 }
 
 struct Type {
   const PlanesKernels& planes;
+  const PlanesGradKernels& planes_grad;
   const LastKernels& last;
   LiteralKernel literal;
   SumKernel add_up;
@@ -52,10 +55,10 @@ struct Type {
 
 Type type_of(const char* op, int32_t dtype) {
   const Tables t = tables();
-  if (dtype == aoti_torch_dtype_float32()) return {t.planes.f32, t.last.f32, t.literal.f32, t.sum.f32, 4, 4};
-  if (dtype == aoti_torch_dtype_float64()) return {t.planes.f64, t.last.f64, t.literal.f64, t.sum.f64, 8, 8};
-  if (dtype == aoti_torch_dtype_bfloat16()) return {t.planes.bf16, t.last.bf16, t.literal.bf16, t.sum.bf16, 2, 4};
-  if (dtype == aoti_torch_dtype_float16()) return {t.planes.f16, t.last.f16, t.literal.f16, t.sum.f16, 2, 4};
+  if (dtype == aoti_torch_dtype_float32()) return {t.planes.f32, t.planes_grad.f32, t.last.f32, t.literal.f32, t.sum.f32, 4, 4};
+  if (dtype == aoti_torch_dtype_float64()) return {t.planes.f64, t.planes_grad.f64, t.last.f64, t.literal.f64, t.sum.f64, 8, 8};
+  if (dtype == aoti_torch_dtype_bfloat16()) return {t.planes.bf16, t.planes_grad.bf16, t.last.bf16, t.literal.bf16, t.sum.bf16, 2, 4};
+  if (dtype == aoti_torch_dtype_float16()) return {t.planes.f16, t.planes_grad.f16, t.last.f16, t.literal.f16, t.sum.f16, 2, 4};
   fail(op, "the dtype must be float32, float64, bfloat16 or float16", "code " + std::to_string(dtype));
 }
 
@@ -241,14 +244,14 @@ const char* at(const Tensor& t, const Type& type, int64_t elements) { return sta
 
 void gather_planes(const Type& type, const DepthwiseGeometry& g, const Tensor& x, const Tensor& grad_y, bool flush, char* wp, char* bp) {
   const int64_t samples = x.size(0), channels = x.size(1), in = volume(g.in), out = volume(g.out), taps = volume(g.kernel), M = g.multiplier;
-  const size_t scratch = type.planes.scratch_bytes(g);
+  const size_t scratch = type.planes_grad.scratch_bytes(g);
   parallel_for(channels, grain(samples * out * taps * M), [&](int64_t from, int64_t to) {
     Flush guard(flush);
     Scratch space(scratch);
     for (int64_t c = from; c < to; ++c)
       for (int64_t n = 0; n < samples; ++n) {
         const char* grads = at(grad_y, type, (n * channels + c) * M * out);
-        type.planes.grad_weight(g, at(x, type, (n * channels + c) * in), grads, wp + c * M * taps * type.sum, space.data());
+        type.planes_grad.grad_weight(g, at(x, type, (n * channels + c) * in), grads, wp + c * M * taps * type.sum, space.data());
         for (int64_t m = 0; bp && m < M; ++m) type.add_up(grads + m * out * type.element, out, bp + (c * M + m) * type.sum);
       }
   });
