@@ -10,6 +10,7 @@ Paper   Wu et al. 2019, arXiv:1901.10430
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ from omniconv.problem import Problem
 from omniconv.techniques._depthwise import fused_apart
 from omniconv.techniques._grid import grid_stage
 from omniconv.techniques._layer import one_position
+from omniconv.techniques._lightweight import ENGINE
+from omniconv.techniques._lightweight import lightweight as by_engine
 from omniconv.techniques._operator import receive
 from omniconv.techniques._sequence import (
     LAYOUTS,
@@ -143,7 +146,7 @@ def lightweight_conv1d(
     windows = windows_of(op, x.shape[axes.time], weight.shape[1], padding, dilation, padding_mode)
     return run(
         op, convolve, input, x, weight, bias, axes, windows, softmax=softmax, padding_mask=padding_mask,
-        weight_dropout=weight_dropout, training=training, activation=activation,
+        weight_dropout=weight_dropout, training=training, activation=activation, native=partial(by_engine, convolve),
     )  # fmt: skip
 
 
@@ -274,5 +277,6 @@ TECHNIQUE = Technique(
     bound=bound,
     variant=variant,
     peers=LIGHTWEIGHT_PEERS,
+    engine=ENGINE,
     linear={"softmax": False},
 )

@@ -1,0 +1,387 @@
+// Lightweight kernels; compiled once per instruction set. Lanes are channels: a tile of the input is copied, widened and where it must be
+// transposed, into scratch, so that every load of a sum is aligned and serves several outputs.
+#include "kernels/lightweight.h"
+
+#include "kernels/depthwise_window.h"
+#include "simd/activate.h"
+#include "simd/part.h"
+#include "simd/transpose.h"
+
+#ifndef ISA
+#define ISA isa_base
+#endif
+
+namespace omniconv {
+namespace ISA {
+namespace {
+
+constexpr int kSums = VECTOR_BYTES == 64 ? 16 : 8;  // outputs made at once
+constexpr int kHeld = VECTOR_BYTES == 64 ? 8 : 4;   // taps whose weights are held in registers
+constexpr int64_t kTileBytes = 24 << 10;            // of one vector of channels: half of L1
+constexpr int64_t kGroups = 4;                      // vectors of channels copied side by side, so that whole cache lines are read
+constexpr int64_t kReach = 512;                     // from the first tap to the last: beyond it the dilation is taken apart
+
+// How the outputs of a call are cut. With `phases` above 1 output q + r·phases is the r-th of sequence q, whose window is dense.
+struct Cut {
+  int64_t phases, dilation, reach, tile, rows;
+  Cut(const LightweightGeometry& g, int64_t bytes) {
+    const bool apart = g.dilation > 1 && g.dilation * (g.kernel - 1) > kReach;
+    phases = apart ? g.dilation : 1;
+    dilation = apart ? 1 : g.dilation;
+    reach = dilation * (g.kernel - 1);
+    const int64_t many = (g.outputs + phases - 1) / phases, most = max64(kTileBytes / bytes - reach, max64(reach, 8 * kSums));
+    const int64_t tiles = (many + most - 1) / most;
+    tile = round_up((many + tiles - 1) / tiles, kSums);
+    rows = tile + reach;
+  }
+};
+
+template <class E> size_t scratch_bytes(const LightweightGeometry& g) {
+  const Cut cut(g, VECTOR_BYTES);
+  // the tiles of x and of grad_y, and a vector for each tap
+  return size_t((cut.rows + cut.tile) * kGroups + g.kernel) * VECTOR_BYTES;
+}
+
+// One axis of memory: elements between positions and between channels.
+struct Lie { int64_t step, channel, length; };
+
+// Positions first + r·step, r in [0, count), of `lanes` channels: row r of `to`, or zeros where there is nothing or the mask is set.
+template <class E, class A>
+void fetch(const Lie& lie, Mode mode, const uint8_t* mask, const E* x, int64_t lanes, int64_t first, int64_t step, int64_t count, A* to) {
+  typedef typename Vec<A>::V V;
+  constexpr int64_t L = Vec<A>::lanes;
+  int64_t lo = 0, hi = 0;  // rows of NCT that are transposed in squares
+  if (lie.step == 1 && step == 1) {
+    lo = min64(max64(-first, 0), count);
+    hi = max64(lo, min64(lie.length - first, count));
+    for (int64_t r = lo; r < hi; r += L) {
+      const int64_t n = min64(L, hi - r);
+      const E* from = x + first + r;
+      V square[L];
+      if (n == L && lanes == L) {
+#pragma GCC unroll 16
+        for (int l = 0; l < L; ++l) square[l] = load(from + l * lie.channel);
+        transpose<A>(square);
+#pragma GCC unroll 16
+        for (int l = 0; l < L; ++l) store(to + (r + l) * L, square[l]);
+        continue;
+      }
+      for (int64_t l = 0; l < L; ++l) square[l] = l < lanes ? load_part<A>(from + l * lie.channel, n) : V{};
+      transpose<A>(square);
+      for (int64_t l = 0; l < n; ++l) store(to + (r + l) * L, square[l]);
+    }
+    if (mask)
+      for (int64_t r = lo; r < hi; ++r)
+        if (mask[first + r]) store(to + r * L, V{});
+  }
+  for (int64_t r = 0; r < count; ++r) {
+    if (r == lo) r = hi;
+    if (r >= count) break;
+    const int64_t p = source(first + r * step, lie.length, 1, mode);
+    if (p < 0 || (mask && mask[p])) {
+      store(to + r * L, V{});
+    } else if (lie.channel == 1) {
+      store(to + r * L, load_part<A>(x + p * lie.step, lanes));
+    } else {
+      E column[L] = {};
+      for (int64_t l = 0; l < lanes; ++l) column[l] = x[p * lie.step + l * lie.channel];
+      store(to + r * L, load(column));
+    }
+  }
+}
+
+// Taps [i, i + Q) of P sums: a row is loaded once for all the taps that meet it.
+template <class A, int P, int Q> INLINE void add_taps(typename Vec<A>::V* sum, const A* x, const A* w) {
+  typedef typename Vec<A>::V V;
+  constexpr int L = Vec<A>::lanes;
+  V weight[Q];
+#pragma GCC unroll 8
+  for (int q = 0; q < Q; ++q) weight[q] = held(load(w + q * L));
+#pragma GCC unroll 32
+  for (int s = 0; s < P + Q - 1; ++s) {
+    const V row = held(load(x + s * L));
+#pragma GCC unroll 8
+    for (int q = 0; q < Q; ++q)
+      if (s - q >= 0 && s - q < P) sum[s - q] += weight[q] * row;
+  }
+}
+
+// P sums of rows x, x + 1 …; weights (K, L).
+template <class A, int P> INLINE void add_up(typename Vec<A>::V* sum, const A* x, const A* w, int64_t K, int64_t D) {
+  typedef typename Vec<A>::V V;
+  constexpr int L = Vec<A>::lanes;
+  int64_t i = 0;
+  if (D == 1) {
+    for (; i + kHeld <= K; i += kHeld) add_taps<A, P, kHeld>(sum, x + i * L, w + i * L);
+    if (kHeld > 4 && i + 4 <= K) {
+      add_taps<A, P, 4>(sum, x + i * L, w + i * L);
+      i += 4;
+    }
+  }
+  for (; i < K; ++i) {
+    const V weight = held(load(w + i * L));
+#pragma GCC unroll 16
+    for (int j = 0; j < P; ++j) sum[j] += weight * load(x + (j + i * D) * L);
+  }
+}
+
+// Where outputs go: elements between outputs and between channels; `zeroed` by output, `stride` outputs apart.
+template <class E> struct Target {
+  E* y;
+  int64_t step, channel, lanes;
+  const uint8_t* zeroed;
+  int64_t stride;
+};
+
+// Outputs [r, r + P) of a tile of which `count` are wanted.
+template <class E, class A, int P>
+INLINE void outputs(const A* x, const A* w, int64_t K, int64_t D, typename Vec<A>::V bias, Activation a, int64_t r, int64_t count, const Target<E>& to) {
+  typedef typename Vec<A>::V V;
+  constexpr int L = Vec<A>::lanes;
+  V sum[P];
+#pragma GCC unroll 16
+  for (int j = 0; j < P; ++j) sum[j] = bias;
+  add_up<A, P>(sum, x + r * L, w, K, D);
+  if (a != kNone) {
+#pragma GCC unroll 16
+    for (int j = 0; j < P; ++j) sum[j] = activate<A>(sum[j], a);
+  }
+  const int64_t n = min64(P, count - r);
+  if (to.zeroed)
+#pragma GCC unroll 16
+    for (int j = 0; j < P; ++j)
+      if (j < n && to.zeroed[(r + j) * to.stride]) sum[j] = V{};
+  E* y = to.y + r * to.step;
+  if (to.channel == 1) {
+#pragma GCC unroll 16
+    for (int j = 0; j < P; ++j)
+      if (j < n) store_part<A>(y + j * to.step, sum[j], to.lanes);
+  } else if (P % L == 0 && to.step == 1) {
+#pragma GCC unroll 4
+    for (int b = 0; b + L <= P; b += L) {
+      transpose<A>(sum + b);
+      const int64_t wide = n - b;
+      if (wide >= L && to.lanes == L) {
+#pragma GCC unroll 16
+        for (int l = 0; l < L; ++l) store(y + b + l * to.channel, sum[b + l]);
+      } else if (wide > 0) {
+#pragma GCC unroll 16
+        for (int l = 0; l < L; ++l)
+          if (l < to.lanes) store_part<A>(y + b + l * to.channel, sum[b + l], min64(L, wide));
+      }
+    }
+  } else {
+#pragma GCC unroll 16
+    for (int j = 0; j < P; ++j)
+      if (j < n) {
+        E row[L];
+        store(row, sum[j]);
+        for (int64_t l = 0; l < to.lanes; ++l) y[j * to.step + l * to.channel] = row[l];
+      }
+  }
+}
+
+template <class E, class A>
+void row_of_outputs(const A* x, const A* w, int64_t K, int64_t D, typename Vec<A>::V bias, Activation a, int64_t count, const Target<E>& to) {
+  int64_t r = 0;
+  for (; r + kSums <= count; r += kSums) outputs<E, A, kSums>(x, w, K, D, bias, a, r, count, to);
+  if (to.channel != 1) {
+    if (r < count) outputs<E, A, kSums>(x, w, K, D, bias, a, r, count, to);
+    return;
+  }
+  if (kSums > 8 && r + 8 <= count) {
+    outputs<E, A, 8>(x, w, K, D, bias, a, r, count, to);
+    r += 8;
+  }
+  for (; r < count; r += 4) outputs<E, A, 4>(x, w, K, D, bias, a, r, count, to);
+}
+
+// The weights of channels [c, c + lanes), a vector for each tap; `of` is the head whose weights are there already, or −1.
+template <class A> void spread(const LightweightGeometry& g, const A* weight, int64_t c, int64_t lanes, A* w, int64_t& of) {
+  constexpr int64_t L = Vec<A>::lanes;
+  const int64_t K = g.kernel, first = c / g.group, last = (c + lanes - 1) / g.group;
+  if (first == last) {
+    if (of == first) return;
+    for (int64_t i = 0; i < K; ++i) store(w + i * L, broadcast(weight[first * K + i]));
+    of = first;
+    return;
+  }
+  of = -1;
+  int64_t head[L];
+  for (int64_t l = 0; l < L; ++l) head[l] = (c + min64(l, lanes - 1)) / g.group * K;
+  for (int64_t i = 0; i < K; ++i)
+    for (int64_t l = 0; l < L; ++l) w[i * L + l] = weight[head[l] + i];
+}
+
+template <class E>
+void forward(const LightweightGeometry& g, int64_t c0, int64_t c1, int64_t t0, int64_t t1, const void* xv, const void* wv, const void* bv, const uint8_t* mask,
+             const uint8_t* zeroed, void* yv, void* scratch) {
+  typedef typename Sum<E>::type A;
+  constexpr int64_t L = Vec<A>::lanes;
+  const Cut cut(g, VECTOR_BYTES);
+  const E* x = (const E*)xv;
+  E* y = (E*)yv;
+  A *tile = (A*)scratch, *w = tile + (cut.rows + cut.tile) * kGroups * L;
+  const Lie lie{g.x_step, g.x_channel, g.length};
+  int64_t of = -1;
+  for (int64_t q = 0; q < min64(cut.phases, t1); ++q) {
+    // outputs q + r·phases in [t0, t1)
+    const int64_t r0 = max64(0, (t0 - q + cut.phases - 1) / cut.phases), r1 = (t1 - q + cut.phases - 1) / cut.phases;
+    for (int64_t r = r0; r < r1; r += cut.tile) {
+      const int64_t count = min64(cut.tile, r1 - r), t = q + r * cut.phases;
+      for (int64_t b = c0; b < c1; b += kGroups * L) {
+        const int64_t until = min64(b + kGroups * L, c1);
+        if (g.x_channel == 1) {
+          // position by position, a row of all channels of the block each
+          for (int64_t i = 0; i < count + cut.reach; ++i) {
+            const int64_t p = source(t - g.before + i * cut.phases, g.length, 1, g.mode);
+            const bool zero = p < 0 || (mask && mask[p]);
+            for (int64_t c = b; c < until; c += L)
+              store(tile + ((c - b) / L * cut.rows + i) * L, zero ? typename Vec<A>::V{} : load_part<A>(x + p * g.x_step + c, min64(L, until - c)));
+          }
+        }
+        for (int64_t c = b; c < until; c += L) {
+          const int64_t lanes = min64(L, until - c);
+          A* rows = tile + (g.x_channel == 1 ? (c - b) / L * cut.rows * L : 0);
+          if (g.x_channel != 1) fetch<E, A>(lie, g.mode, mask, x + c * g.x_channel, lanes, t - g.before, cut.phases, count + cut.reach, rows);
+          spread(g, (const A*)wv, c, lanes, w, of);
+          const Target<E> to{y + c * g.y_channel + t * g.y_step, cut.phases * g.y_step, g.y_channel, lanes, zeroed ? zeroed + t : nullptr, cut.phases};
+          const typename Vec<A>::V bias = bv ? load_part<A>((const A*)bv + c, lanes) : typename Vec<A>::V{};
+          row_of_outputs<E, A>(rows, w, g.kernel, cut.dilation, bias, g.activation, count, to);
+        }
+      }
+    }
+  }
+}
+
+// Taps [0, Q) of the weight gradient from n outputs: sums (Q, L) are added to. With few taps a tap has several sums, for an addition
+// takes four cycles.
+template <class A, int Q> INLINE void gather(A* total, const A* x, const A* gy, int64_t n, int64_t D) {
+  typedef typename Vec<A>::V V;
+  constexpr int L = Vec<A>::lanes, R = Q > 4 ? 1 : Q > 2 ? 2 : 4;
+  V sum[R][Q] = {};
+#pragma GCC unroll 8
+  for (int i = 0; i < Q; ++i) sum[0][i] = load(total + i * L);
+  int64_t t = 0;
+  for (; t + 4 <= n; t += 4) {
+    V g[4];
+#pragma GCC unroll 4
+    for (int u = 0; u < 4; ++u) g[u] = held(load(gy + (t + u) * L));
+    if (D == 1) {
+#pragma GCC unroll 16
+      for (int s = 0; s < Q + 3; ++s) {
+        const V row = held(load(x + (t + s) * L));
+#pragma GCC unroll 4
+        for (int u = 0; u < 4; ++u)
+          if (s - u >= 0 && s - u < Q) sum[u % R][s - u] += g[u] * row;
+      }
+    } else {
+#pragma GCC unroll 4
+      for (int u = 0; u < 4; ++u)
+#pragma GCC unroll 8
+        for (int i = 0; i < Q; ++i) sum[u % R][i] += g[u] * load(x + (t + u + i * D) * L);
+    }
+  }
+  for (; t < n; ++t) {
+    const V g = load(gy + t * L);
+#pragma GCC unroll 8
+    for (int i = 0; i < Q; ++i) sum[0][i] += g * load(x + (t + i * D) * L);
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < Q; ++i) {
+    V v = sum[0][i];
+#pragma GCC unroll 4
+    for (int r = 1; r < R; ++r) v += sum[r][i];
+    store(total + i * L, v);
+  }
+}
+
+template <class A> void gather_taps(A* total, const A* x, const A* gy, int64_t n, int64_t K, int64_t D) {
+  constexpr int64_t L = Vec<A>::lanes;
+  int64_t i = 0;
+  for (; i + 8 <= K; i += 8) gather<A, 8>(total + i * L, x + i * D * L, gy, n, D);
+  if (K - i >= 4) {
+    gather<A, 4>(total + i * L, x + i * D * L, gy, n, D);
+    i += 4;
+  }
+  A* rest = total + i * L;
+  x += i * D * L;
+  if (K - i == 3) gather<A, 3>(rest, x, gy, n, D);
+  else if (K - i == 2) gather<A, 2>(rest, x, gy, n, D);
+  else if (K - i == 1) gather<A, 1>(rest, x, gy, n, D);
+}
+
+template <class E>
+void grad_weight(const LightweightGeometry& g, int64_t c0, int64_t c1, int64_t samples, const void* xv, const void* gv, const uint8_t* mask, void* gwv, void* gbv,
+                 void* scratch) {
+  typedef typename Sum<E>::type A;
+  typedef typename Vec<A>::V V;
+  constexpr int64_t L = Vec<A>::lanes;
+  const Cut cut(g, VECTOR_BYTES);
+  A *rows = (A*)scratch, *grads = rows + cut.rows * L, *total = rows + (cut.rows + cut.tile) * kGroups * L;
+  const Lie of_x{g.x_step, g.x_channel, g.length}, of_y{g.y_step, g.y_channel, g.outputs};
+  for (int64_t c = c0; c < c1; c += L) {
+    const int64_t lanes = min64(L, c1 - c);
+    for (int64_t i = 0; i < g.kernel; ++i) store(total + i * L, V{});
+    V shift{};
+    for (int64_t n = 0; n < samples; ++n) {
+      const E *x = (const E*)xv + n * g.x_sample + c * g.x_channel, *gy = (const E*)gv + n * g.y_sample + c * g.y_channel;
+      const uint8_t* hidden = mask ? mask + n * g.length : nullptr;
+      for (int64_t q = 0; q < min64(cut.phases, g.outputs); ++q) {
+        const int64_t many = (g.outputs - q + cut.phases - 1) / cut.phases;
+        for (int64_t r = 0; r < many; r += cut.tile) {
+          const int64_t count = min64(cut.tile, many - r), t = q + r * cut.phases;
+          fetch<E, A>(of_x, kZeros, hidden, x, lanes, t - g.before, cut.phases, count + cut.reach, rows);
+          fetch<E, A>(of_y, kZeros, nullptr, gy, lanes, t, cut.phases, count, grads);
+          gather_taps(total, rows, grads, count, g.kernel, cut.dilation);
+          if (gbv) {
+            V sum[4] = {};
+            for (int64_t i = 0; i < count; ++i) sum[i & 3] += load(grads + i * L);
+            shift += (sum[0] + sum[1]) + (sum[2] + sum[3]);
+          }
+        }
+      }
+    }
+    A* gw = (A*)gwv;
+    for (int64_t l = 0; l < lanes; ++l)
+      for (int64_t i = 0; i < g.kernel; ++i) gw[(c + l) / g.group * g.kernel + i] += total[i * L + l];
+    for (int64_t l = 0; gbv && l < lanes; ++l) ((A*)gbv)[c + l] += shift[l];
+  }
+}
+
+INLINE float power_of_e(float x) { return __builtin_expf(x); }
+INLINE double power_of_e(double x) { return __builtin_exp(x); }
+
+// NaN and infinite logits make a row of NaN, as in torch: they are left in the sum.
+template <class A> void softmax(int64_t heads, int64_t taps, void* weight) {
+  A* w = (A*)weight;
+  for (int64_t h = 0; h < heads; ++h, w += taps) {
+    A most = w[0], sum = 0;
+    for (int64_t i = 1; i < taps; ++i) most = most < w[i] ? w[i] : most;
+    for (int64_t i = 0; i < taps; ++i) sum += w[i] = power_of_e(w[i] - most);
+    for (int64_t i = 0; i < taps; ++i) w[i] /= sum;
+  }
+}
+
+template <class A> void softmax_gradient(int64_t heads, int64_t taps, const void* weight, void* grad) {
+  const A* w = (const A*)weight;
+  A* g = (A*)grad;
+  for (int64_t h = 0; h < heads; ++h, w += taps, g += taps) {
+    double mean = 0;
+    for (int64_t i = 0; i < taps; ++i) mean += double(w[i]) * double(g[i]);
+    for (int64_t i = 0; i < taps; ++i) g[i] = A(w[i] * (g[i] - mean));
+  }
+}
+
+}  // namespace
+
+extern const LightweightTables lightweight;
+const LightweightTables lightweight = {
+    {scratch_bytes<float>, forward<float>, grad_weight<float>, softmax<float>, softmax_gradient<float>},
+    {scratch_bytes<double>, forward<double>, grad_weight<double>, softmax<double>, softmax_gradient<double>},
+    {scratch_bytes<bf16>, forward<bf16>, grad_weight<bf16>, softmax<float>, softmax_gradient<float>},
+    {scratch_bytes<f16>, forward<f16>, grad_weight<f16>, softmax<float>, softmax_gradient<float>},
+};
+
+}  // namespace ISA
+}  // namespace omniconv

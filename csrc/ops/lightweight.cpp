@@ -1,0 +1,237 @@
+// Lightweight convolution: checks, layout, threads and registration. The arithmetic is in kernels/lightweight.kernel.cpp.
+#include "kernels/lightweight.h"
+
+#include <memory>
+
+#include "ops/isa.h"
+#include "ops/library.h"
+#include "ops/operand.h"
+#include "ops/thread.h"
+
+namespace omniconv {
+
+namespace isa_base { extern const LightweightTables lightweight; }
+#if defined(__x86_64__)
+namespace isa_avx2 { extern const LightweightTables lightweight; }
+namespace isa_avx512 { extern const LightweightTables lightweight; }
+#endif
+
+namespace {
+
+const LightweightTables& tables() {
+#if defined(__x86_64__)
+  if (isa() == kAvx512) return isa_avx512::lightweight;
+  if (isa() == kAvx2) return isa_avx2::lightweight;
+#endif
+  return isa_base::lightweight;
+}
+
+const LightweightKernels& kernels_of(const char* op, int32_t dtype) {
+  if (dtype == aoti_torch_dtype_float32()) return tables().f32;
+  if (dtype == aoti_torch_dtype_float64()) return tables().f64;
+  if (dtype == aoti_torch_dtype_bfloat16()) return tables().bf16;
+  if (dtype == aoti_torch_dtype_float16()) return tables().f16;
+  fail(op, "the dtype must be float32, float64, bfloat16 or float16", "code " + std::to_string(dtype));
+}
+
+struct Axes { size_t batch, channel, time; };
+constexpr Axes kLayouts[] = {{0, 1, 2}, {0, 2, 1}, {1, 2, 0}};  // (N, C, T), (N, T, C), (T, N, C)
+
+Axes axes_of(const char* op, int64_t layout) {
+  if (layout < 0 || layout > 2) fail(op, "layout must be 0 (N, C, T), 1 (N, T, C) or 2 (T, N, C)", std::to_string(layout));
+  return kLayouts[layout];
+}
+
+Ints in_layout(const Axes& axes, int64_t batch, int64_t channels, int64_t length) {
+  Ints size(3);
+  size[axes.batch] = batch;
+  size[axes.channel] = channels;
+  size[axes.time] = length;
+  return size;
+}
+
+bool is_whole(const Tensor& t) { return !t || dense(t, false); }
+
+// One call: what its kernels are given, and what lies around that.
+struct Call {
+  LightweightGeometry g;
+  int64_t batch, heads;
+  bool time_first;  // positions of a channel lie side by side
+
+  int64_t sum_size(int32_t dtype) const { return element_size(kept_in(dtype)); }
+};
+
+// The call of an input of `size` and a weight (H, K); pads are (before, after).
+Call settle(const char* op, const Axes& axes, const Ints& size, const Tensor& weight, int32_t dtype, const Ints& pads, int64_t dilation, int64_t mode) {
+  constexpr int64_t kMost = int64_t(1) << 31, kFarthest = int64_t(1) << 24;
+  if (size.size() != 3) fail(op, "the input must have 3 axes", text(size));
+  const int64_t batch = size[axes.batch], channels = size[axes.channel], length = size[axes.time];
+  if (weight.dim() != 2) fail(op, "weight must be (H, K)", text(weight.size()));
+  if (weight.dtype() != dtype && weight.dtype() != kept_in(dtype)) fail(op, "weight must have the input's dtype, or that of its sums", std::to_string(weight.dtype()));
+  const int64_t heads = weight.size(0), K = weight.size(1);
+  if (heads < 1 || channels < 1 || channels % heads) fail(op, "the heads of weight must divide the input's channels", text(weight.size()) + " for " + text(size));
+  if (pads.size() != 2) fail(op, "pads must be (before, after)", text(pads));
+  const int64_t before = pads[0], after = pads[1];
+  if (length < 1 || length > kMost || K < 1 || K > kMost || dilation < 1 || dilation > kMost || before < 0 || before > kMost || after < 0 || after > kMost)
+    fail(op, "length, kernel and dilation must be at least 1 and pads at least 0", text({length, K, dilation, before, after}));
+  if (mode < kZeros || mode > kCircular) fail(op, "the padding mode must be known", std::to_string(mode));
+  const int64_t reach = dilation * (K - 1), outputs = length + before + after - reach;
+  if (outputs < 1) fail(op, "the padded input must hold one window", text({length, before, after}) + " for kernel " + std::to_string(K) + " with dilation " + std::to_string(dilation));
+  if (reach > kFarthest) fail(op, "a window must cover at most 2^24 positions", std::to_string(reach));  // a tile may hold as many
+  if (mode == kReflect && (before >= length || after >= length)) fail(op, "reflected pads must be below the size", text({length, before, after}));
+  if (mode == kCircular && (before > length || after > length)) fail(op, "circular pads must be at most the size", text({length, before, after}));
+  const Ints x = strides(size, false), y = strides(in_layout(axes, batch, channels, outputs), false);
+  return {{length, outputs, channels, channels / heads, K, dilation, before, x[axes.time], x[axes.channel], x[axes.batch], y[axes.time], y[axes.channel], y[axes.batch],
+           Mode(mode), kNone},
+          batch, heads, axes.time == 2};
+}
+
+void check_mask(const char* op, const Tensor& mask, const Call& c) {
+  if (mask && (mask.dim() != 2 || mask.size(0) != c.batch || mask.size(1) != c.g.length || mask.dtype() != aoti_torch_dtype_bool()))
+    fail(op, "mask must be bool (N, T)", text(mask.size()));
+}
+
+void check_grad(const char* op, const Call& c, const Axes& axes, const Tensor& grad_y) {
+  const Ints size = in_layout(axes, c.batch, c.g.channels, c.g.outputs);
+  if (grad_y.size() != size) fail(op, "grad_y must have the size of the output " + text(size), text(grad_y.size()));
+}
+
+// The weights as they are applied, in the type of sums; their taps reversed where asked.
+std::unique_ptr<char[]> applied(const LightweightKernels& k, const Tensor& weight, const Call& c, bool softmax, bool reversed) {
+  const Settled settled(weight, is_whole(weight));
+  std::unique_ptr<char[]> w(new char[size_t(c.heads) * c.g.kernel * c.sum_size(weight.dtype())]);
+  // a softmax does not mind where its taps stand
+  deal(*settled, w.get(), c.heads, c.g.kernel, false, reversed);
+  if (softmax) k.softmax(c.heads, c.g.kernel, w.get());
+  return w;
+}
+
+// y of x, geometry settled; outputs where `zeroed` is set are 0.
+void convolve(const LightweightKernels& k, const Call& c, const Tensor& x, const char* weight, const char* bias, const Tensor& mask, const Tensor& zeroed, bool flush, Tensor& y) {
+  const LightweightGeometry& g = c.g;
+  // units of about 64 channels, which share what is copied, and 512 outputs; fewer of either where there is little else to share out
+  constexpr int64_t kChannels = 64, kOutputs = 512;
+  const int64_t blocks = (g.channels + kChannels - 1) / kChannels, pieces = std::max<int64_t>(1, g.outputs / std::max(kOutputs, 4 * g.dilation * (g.kernel - 1)));
+  const int64_t element = element_size(x.dtype()), units = blocks * pieces;
+  const char* xp = static_cast<const char*>(x.data());
+  char* yp = static_cast<char*>(y.data());
+  const uint8_t* hidden = mask ? static_cast<const uint8_t*>(mask.data()) : nullptr;
+  const uint8_t* nothing = zeroed ? static_cast<const uint8_t*>(zeroed.data()) : nullptr;
+  const size_t scratch = k.scratch_bytes(g);
+  parallel_for(c.batch * units, grain(g.outputs / pieces * std::min(kChannels, g.channels) * g.kernel), [&](int64_t from, int64_t to) {
+    Flush guard(flush);
+    Scratch space(scratch);
+    for (int64_t u = from; u < to; ++u) {
+      const int64_t n = u / units, rest = u % units, b = c.time_first ? rest / pieces : rest % blocks, p = c.time_first ? rest % pieces : rest / blocks;
+      k.forward(g, b * kChannels, std::min((b + 1) * kChannels, g.channels), p * g.outputs / pieces, (p + 1) * g.outputs / pieces, xp + n * g.x_sample * element,
+                weight, bias, hidden ? hidden + n * g.length : nullptr, nothing ? nothing + n * g.outputs : nullptr, yp + n * g.y_sample * element, space.data());
+    }
+  });
+}
+
+Tensor lightweight(const Tensor& given, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& mask, int64_t layout, const Ints& pads, int64_t dilation,
+                   int64_t mode, bool softmax, int64_t activation, bool flush) {
+  const char* op = "lightweight";
+  const LightweightKernels& k = kernels_of(op, given.dtype());
+  const Axes axes = axes_of(op, layout);
+  Call c = settle(op, axes, given.size(), weight, given.dtype(), pads, dilation, mode);
+  if (bias && (bias.dim() != 1 || bias.size(0) != c.g.channels || (bias.dtype() != given.dtype() && bias.dtype() != kept_in(given.dtype()))))
+    fail(op, "bias must be (C,) of the input's dtype, or that of its sums", text(bias.size()));
+  check_mask(op, mask, c);
+  const bool curved = activation == kSilu || activation == kGelu || activation == kSigmoid;
+  if (activation < kNone || activation > kSigmoid || (curved && given.dtype() == aoti_torch_dtype_float64()))
+    fail(op, "the activation must be one that is fused", std::to_string(activation));
+  c.g.activation = Activation(activation);
+  const Ints size = in_layout(axes, c.batch, c.g.channels, c.g.outputs);
+  Tensor y = Tensor::empty(size, strides(size, false), given.dtype());
+  if (!y.numel()) return y;
+  const Settled x(given, is_whole(given)), masked(mask, is_whole(mask));
+  const std::unique_ptr<char[]> w = applied(k, weight, c, softmax, false);
+  std::unique_ptr<char[]> shift(bias ? new char[size_t(c.g.channels) * c.sum_size(given.dtype())] : nullptr);
+  if (bias) deal(*Settled(bias, is_whole(bias)), shift.get(), c.g.channels, 1, false, false);
+  convolve(k, c, *x, w.get(), shift.get(), *masked, Tensor(), flush, y);
+  return y;
+}
+
+// The gradient of an input of `length` positions, 0 where the mask is set: the adjoint, the same with reversed taps.
+Tensor lightweight_grad_input(const Tensor& given, const Tensor& weight, const OptionalTensor& mask, const Ints& length, int64_t layout, const Ints& pads, int64_t dilation,
+                              bool softmax, bool flush) {
+  const char* op = "lightweight_grad_input";
+  const LightweightKernels& k = kernels_of(op, given.dtype());
+  const Axes axes = axes_of(op, layout);
+  if (given.dim() != 3 || length.size() != 1) fail(op, "grad_y must have 3 axes, and length be one number", text(given.size()) + " and " + text(length));
+  Ints size = given.size();
+  size[axes.time] = length[0];
+  Call c = settle(op, axes, size, weight, given.dtype(), pads, dilation, kZeros);
+  check_grad(op, c, axes, given);
+  check_mask(op, mask, c);
+  Tensor grad_x = Tensor::empty(size, strides(size, false), given.dtype());
+  if (!grad_x.numel()) return grad_x;
+  const Settled grad_y(given, is_whole(given)), masked(mask, is_whole(mask));
+  LightweightGeometry& g = c.g;
+  std::swap(g.length, g.outputs);
+  std::swap(g.x_step, g.y_step);
+  std::swap(g.x_channel, g.y_channel);
+  std::swap(g.x_sample, g.y_sample);
+  g.before = g.dilation * (g.kernel - 1) - g.before;
+  convolve(k, c, *grad_y, applied(k, weight, c, softmax, true).get(), nullptr, Tensor(), *masked, flush, grad_x);
+  return grad_x;
+}
+
+// The gradients of a weight (H, K), of its logits under a softmax, and of a bias (C; none wanted: of size 0), in the type that sums are kept in.
+std::pair<Tensor, Tensor> lightweight_grad_weight(const Tensor& grad, const Tensor& given, const Tensor& weight, const OptionalTensor& mask, int64_t layout, const Ints& pads,
+                                                  int64_t dilation, bool softmax, bool bias, bool flush) {
+  const char* op = "lightweight_grad_weight";
+  const LightweightKernels& k = kernels_of(op, given.dtype());
+  const Axes axes = axes_of(op, layout);
+  const Call c = settle(op, axes, given.size(), weight, given.dtype(), pads, dilation, kZeros);
+  check_grad(op, c, axes, grad);
+  if (grad.dtype() != given.dtype()) fail(op, "grad_y must have the input's dtype", std::to_string(grad.dtype()));
+  check_mask(op, mask, c);
+  const LightweightGeometry& g = c.g;
+  const int32_t kept = kept_in(given.dtype());
+  const int64_t sum = element_size(kept), element = element_size(given.dtype()), weights = c.heads * g.kernel, biases = bias ? g.channels : 0;
+  std::pair<Tensor, Tensor> grads{Tensor::empty(weight.size(), strides(weight.size(), false), kept), Tensor::empty({biases}, {1}, kept)};
+  const Settled x(given, is_whole(given)), grad_y(grad, is_whole(grad)), masked(mask, is_whole(mask));
+  // whole heads a unit, enough of them to fill vectors, and where these are few a share of the samples: none of it depends on the threads
+  constexpr int64_t kLanes = 16, kShares = 8;
+  int64_t joined = 1;
+  while (joined < c.heads && joined * g.group % kLanes && joined * g.group < 4 * kLanes) ++joined;
+  const int64_t units = (c.heads + joined - 1) / joined, shares = units >= kShares ? 1 : std::min(c.batch, (kShares + units - 1) / units);
+  const int64_t row = (weights + biases) * sum;
+  std::vector<char> parts(size_t(std::max<int64_t>(shares, 1)) * row, 0);
+  const size_t scratch = k.scratch_bytes(g);
+  if (given.numel())
+    parallel_for(units * shares, grain(c.batch * g.outputs * joined * g.group * g.kernel / shares), [&](int64_t from, int64_t to) {
+      Flush guard(flush);
+      Scratch space(scratch);
+      for (int64_t u = from; u < to; ++u) {
+        const int64_t s = u / units, h = u % units * joined, first = s * c.batch / shares, last = (s + 1) * c.batch / shares;
+        char* part = parts.data() + s * row;
+        k.grad_weight(g, h * g.group, std::min(h + joined, c.heads) * g.group, last - first, static_cast<const char*>((*x).data()) + first * g.x_sample * element,
+                      static_cast<const char*>((*grad_y).data()) + first * g.y_sample * element,
+                      *masked ? static_cast<const uint8_t*>((*masked).data()) + first * g.length : nullptr, part, bias ? part + weights * sum : nullptr, space.data());
+      }
+    });
+  for (int64_t s = 1; s < shares; ++s)
+    for (int64_t i = 0; i < weights + biases; ++i) {
+      if (sum == 8) reinterpret_cast<double*>(parts.data())[i] += reinterpret_cast<double*>(parts.data() + s * row)[i];
+      else reinterpret_cast<float*>(parts.data())[i] += reinterpret_cast<float*>(parts.data() + s * row)[i];
+    }
+  if (softmax) k.softmax_gradient(c.heads, g.kernel, applied(k, weight, c, true, false).get(), parts.data());
+  std::memcpy(grads.first.data(), parts.data(), weights * sum);
+  if (bias) std::memcpy(grads.second.data(), parts.data() + weights * sum, biases * sum);
+  return grads;
+}
+
+const Register registered[] = {
+    {"lightweight(Tensor x, Tensor weight, Tensor? bias, Tensor? mask, int layout, SymInt[] pads, int dilation, int mode, bool softmax, int activation, bool flush) -> Tensor",
+     "lightweight", &Boxed<lightweight>::call},
+    {"lightweight_grad_input(Tensor grad_y, Tensor weight, Tensor? mask, SymInt[] length, int layout, SymInt[] pads, int dilation, bool softmax, bool flush) -> Tensor",
+     "lightweight_grad_input", &Boxed<lightweight_grad_input>::call},
+    {"lightweight_grad_weight(Tensor grad_y, Tensor x, Tensor weight, Tensor? mask, int layout, SymInt[] pads, int dilation, bool softmax, bool bias, bool flush) -> (Tensor, Tensor)",
+     "lightweight_grad_weight", &Boxed<lightweight_grad_weight>::call},
+};
+
+}  // namespace
+}  // namespace omniconv
