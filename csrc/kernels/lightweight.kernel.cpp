@@ -18,8 +18,9 @@ namespace {
 constexpr int kSums = VECTOR_BYTES == 64 ? 16 : 8;  // outputs made at once
 constexpr int kHeld = VECTOR_BYTES == 64 ? 8 : 4;   // taps whose weights are held in registers
 constexpr int64_t kTileBytes = 24 << 10;            // of one vector of channels: half of L1
-constexpr int64_t kGroups = 4;                      // vectors of channels copied side by side, so that whole cache lines are read
+constexpr int64_t kGroups = 8;                      // vectors of channels copied side by side, so that whole cache lines are read
 constexpr int64_t kReach = 512;                     // from the first tap to the last: beyond it the dilation is taken apart
+constexpr int kFew = 8;                             // taps with which channels-last rows are read where they lie
 
 // How the outputs of a call are cut. With `phases` above 1 output q + r·phases is the r-th of sequence q, whose window is dense.
 struct Cut {
@@ -36,10 +37,17 @@ struct Cut {
   }
 };
 
+template <class E> bool streams(const LightweightGeometry& g) {
+  return g.x_channel == 1 && g.dilation == 1 && g.kernel <= kFew && g.channels >= Vec<typename Sum<E>::type>::lanes;
+}
+
 template <class E> size_t scratch_bytes(const LightweightGeometry& g) {
   const Cut cut(g, VECTOR_BYTES);
-  // the tiles of x and of grad_y, and a vector for each tap
-  return size_t((cut.rows + cut.tile) * kGroups + g.kernel) * VECTOR_BYTES;
+  // the tiles of x and of y or its gradient, and a vector for each tap and for the bias
+  const size_t tiles = size_t(cut.rows + cut.tile + g.kernel + 1) * kGroups * VECTOR_BYTES;
+  // a row of zeros, and a vector for each tap and each vector of channels
+  const size_t rows = size_t(g.channels) * sizeof(E) + 64 + (g.channels / Vec<typename Sum<E>::type>::lanes + 1) * g.kernel * VECTOR_BYTES;
+  return streams<E>(g) && rows > tiles ? rows : tiles;
 }
 
 // One axis of memory: elements between positions and between channels.
@@ -87,6 +95,17 @@ void fetch(const Lie& lie, Mode mode, const uint8_t* mask, const E* x, int64_t l
       for (int64_t l = 0; l < lanes; ++l) column[l] = x[p * lie.step + l * lie.channel];
       store(to + r * L, load(column));
     }
+  }
+}
+
+// The same of channels-last, `wide` channels at once, position by position: vector v of them is at to + v·apart.
+template <class E, class A>
+void fetch_rows(const Lie& lie, Mode mode, const uint8_t* mask, const E* x, int64_t wide, int64_t first, int64_t step, int64_t count, A* to, int64_t apart) {
+  constexpr int64_t L = Vec<A>::lanes;
+  for (int64_t r = 0; r < count; ++r, to += L) {
+    const int64_t p = source(first + r * step, lie.length, 1, mode);
+    const bool zero = p < 0 || (mask && mask[p]);
+    for (int64_t c = 0; c < wide; c += L) store(to + c / L * apart, zero ? typename Vec<A>::V{} : load_part<A>(x + p * lie.step + c, min64(L, wide - c)));
   }
 }
 
@@ -213,15 +232,87 @@ template <class A> void spread(const LightweightGeometry& g, const A* weight, in
     for (int64_t l = 0; l < L; ++l) w[i * L + l] = weight[head[l] + i];
 }
 
+// Channels-last with K taps, few enough for all weights to be held: the rows that a block of outputs meets are read where they lie, each
+// once, from left to right.
+template <class E, class A, int K>
+void stream(const LightweightGeometry& g, int64_t c0, int64_t c1, int64_t t0, int64_t t1, const E* x, const A* weight, const A* bias, const uint8_t* mask,
+            const uint8_t* zeroed, E* y, void* scratch) {
+  typedef typename Vec<A>::V V;
+  constexpr int64_t L = Vec<A>::lanes;
+  const int64_t width = c1 - c0, vectors = (width + L - 1) / L;
+  A* table = (A*)scratch;  // (vectors, K, L)
+  E* zeros = (E*)(table + vectors * K * L);
+  __builtin_memset(zeros, 0, width * sizeof(E));
+  // Sixteen lines of as many rows that lie a power of two apart fall into one set of L1: outputs are put together in rows before they are
+  // written (N8 C1024 T256 K7: 0.43 ms and 0.28).
+  constexpr int64_t kWide = 256 / L;
+  E made[kSums * kWide * L] __attribute__((aligned(64)));
+  for (int64_t v = 0; v < vectors; ++v) {
+    A* w = table + v * K * L;
+    const int64_t c = c0 + min64(v * L, width - L);  // the last vector goes over some channels twice
+    int64_t of = -1;
+    spread(g, weight, c, L, w, of);
+  }
+  for (int64_t t = t0; t < t1; t += kSums) {
+    const int64_t n = min64(kSums, t1 - t);
+    const E* row[kSums + K - 1];
+    for (int64_t s = 0; s < kSums + K - 1; ++s) {
+      const int64_t p = s < n + K - 1 ? source(t - g.before + s, g.length, 1, g.mode) : -1;
+      row[s] = p < 0 || (mask && mask[p]) ? zeros : x + p * g.x_step + c0;
+    }
+    for (int64_t v = 0; v < vectors; ++v) {
+      const int64_t c = min64(v * L, width - L);
+      const V shift = bias ? load(bias + c0 + c) : V{};
+      V sum[kSums], w[K];
+#pragma GCC unroll 16
+      for (int j = 0; j < kSums; ++j) sum[j] = shift;
+#pragma GCC unroll 8
+      for (int q = 0; q < K; ++q) w[q] = load(table + (v * K + q) * L);
+#pragma GCC unroll 32
+      for (int s = 0; s < kSums + K - 1; ++s) {
+        const V at = held(load(row[s] + c));
+#pragma GCC unroll 8
+        for (int q = 0; q < K; ++q)
+          if (s - q >= 0 && s - q < kSums) sum[s - q] += w[q] * at;
+      }
+      if (g.activation != kNone) {
+#pragma GCC unroll 16
+        for (int j = 0; j < kSums; ++j) sum[j] = activate<A>(sum[j], g.activation);
+      }
+      if (zeroed) {
+#pragma GCC unroll 16
+        for (int j = 0; j < kSums; ++j)
+          if (j < n && zeroed[t + j]) sum[j] = V{};
+      }
+      E* to = made + v % kWide * L;
+#pragma GCC unroll 16
+      for (int j = 0; j < kSums; ++j) store(to + j * kWide * L, sum[j]);
+      if (v % kWide == kWide - 1 || v == vectors - 1) {
+        const int64_t from = v / kWide * kWide;
+        for (int64_t j = 0; j < n; ++j) {
+          E* out = y + (t + j) * g.y_step + c0;
+          for (int64_t u = from; u <= v; ++u) store(out + min64(u * L, width - L), load(made + (j * kWide + u - from) * L));
+        }
+      }
+    }
+  }
+}
+
 template <class E>
 void forward(const LightweightGeometry& g, int64_t c0, int64_t c1, int64_t t0, int64_t t1, const void* xv, const void* wv, const void* bv, const uint8_t* mask,
              const uint8_t* zeroed, void* yv, void* scratch) {
   typedef typename Sum<E>::type A;
   constexpr int64_t L = Vec<A>::lanes;
-  const Cut cut(g, VECTOR_BYTES);
   const E* x = (const E*)xv;
   E* y = (E*)yv;
+  if (streams<E>(g) && c1 - c0 >= L) {
+    const auto run = g.kernel == 1 ? stream<E, A, 1> : g.kernel == 2 ? stream<E, A, 2> : g.kernel == 3 ? stream<E, A, 3> : g.kernel == 4 ? stream<E, A, 4>
+                   : g.kernel == 5 ? stream<E, A, 5> : g.kernel == 6 ? stream<E, A, 6> : g.kernel == 7 ? stream<E, A, 7> : stream<E, A, 8>;
+    return run(g, c0, c1, t0, t1, x, (const A*)wv, (const A*)bv, mask, zeroed, y, scratch);
+  }
+  const Cut cut(g, VECTOR_BYTES);
   A *tile = (A*)scratch, *w = tile + (cut.rows + cut.tile) * kGroups * L;
+  E* made = (E*)(tile + cut.rows * kGroups * L);  // (tile, kGroups·L)
   const Lie lie{g.x_step, g.x_channel, g.length};
   int64_t of = -1;
   for (int64_t q = 0; q < min64(cut.phases, t1); ++q) {
@@ -231,24 +322,21 @@ void forward(const LightweightGeometry& g, int64_t c0, int64_t c1, int64_t t0, i
       const int64_t count = min64(cut.tile, r1 - r), t = q + r * cut.phases;
       for (int64_t b = c0; b < c1; b += kGroups * L) {
         const int64_t until = min64(b + kGroups * L, c1);
-        if (g.x_channel == 1) {
-          // position by position, a row of all channels of the block each
-          for (int64_t i = 0; i < count + cut.reach; ++i) {
-            const int64_t p = source(t - g.before + i * cut.phases, g.length, 1, g.mode);
-            const bool zero = p < 0 || (mask && mask[p]);
-            for (int64_t c = b; c < until; c += L)
-              store(tile + ((c - b) / L * cut.rows + i) * L, zero ? typename Vec<A>::V{} : load_part<A>(x + p * g.x_step + c, min64(L, until - c)));
-          }
-        }
+        const bool last = g.x_channel == 1;
+        if (last) fetch_rows<E, A>(lie, g.mode, mask, x + b, until - b, t - g.before, cut.phases, count + cut.reach, tile, cut.rows * L);
         for (int64_t c = b; c < until; c += L) {
           const int64_t lanes = min64(L, until - c);
-          A* rows = tile + (g.x_channel == 1 ? (c - b) / L * cut.rows * L : 0);
-          if (g.x_channel != 1) fetch<E, A>(lie, g.mode, mask, x + c * g.x_channel, lanes, t - g.before, cut.phases, count + cut.reach, rows);
+          A* rows = tile + (last ? (c - b) / L * cut.rows * L : 0);
+          if (!last) fetch<E, A>(lie, g.mode, mask, x + c * g.x_channel, lanes, t - g.before, cut.phases, count + cut.reach, rows);
           spread(g, (const A*)wv, c, lanes, w, of);
-          const Target<E> to{y + c * g.y_channel + t * g.y_step, cut.phases * g.y_step, g.y_channel, lanes, zeroed ? zeroed + t : nullptr, cut.phases};
+          // rows of channels are put together before they are written: see `stream`
+          const Target<E> to = last ? Target<E>{made + (c - b), kGroups * L, 1, lanes, zeroed ? zeroed + t : nullptr, cut.phases}
+                                    : Target<E>{y + c * g.y_channel + t * g.y_step, cut.phases * g.y_step, g.y_channel, lanes, zeroed ? zeroed + t : nullptr, cut.phases};
           const typename Vec<A>::V bias = bv ? load_part<A>((const A*)bv + c, lanes) : typename Vec<A>::V{};
           row_of_outputs<E, A>(rows, w, g.kernel, cut.dilation, bias, g.activation, count, to);
         }
+        for (int64_t i = 0; last && i < count; ++i)
+          __builtin_memcpy(y + (t + i * cut.phases) * g.y_step + b, made + i * kGroups * L, (until - b) * sizeof(E));
       }
     }
   }
@@ -318,34 +406,43 @@ void grad_weight(const LightweightGeometry& g, int64_t c0, int64_t c1, int64_t s
   typedef typename Vec<A>::V V;
   constexpr int64_t L = Vec<A>::lanes;
   const Cut cut(g, VECTOR_BYTES);
-  A *rows = (A*)scratch, *grads = rows + cut.rows * L, *total = rows + (cut.rows + cut.tile) * kGroups * L;
+  const bool last = g.x_channel == 1;
+  const int64_t width = last ? kGroups * L : L;  // channels at once
+  A *rows = (A*)scratch, *grads = rows + cut.rows * width, *total = rows + (cut.rows + cut.tile) * kGroups * L, *shift = total + g.kernel * width;
   const Lie of_x{g.x_step, g.x_channel, g.length}, of_y{g.y_step, g.y_channel, g.outputs};
-  for (int64_t c = c0; c < c1; c += L) {
-    const int64_t lanes = min64(L, c1 - c);
-    for (int64_t i = 0; i < g.kernel; ++i) store(total + i * L, V{});
-    V shift{};
+  for (int64_t b = c0; b < c1; b += width) {
+    const int64_t wide = min64(width, c1 - b);
+    for (int64_t i = 0; i < (g.kernel + 1) * width; i += L) store(total + i, V{});
     for (int64_t n = 0; n < samples; ++n) {
-      const E *x = (const E*)xv + n * g.x_sample + c * g.x_channel, *gy = (const E*)gv + n * g.y_sample + c * g.y_channel;
+      const E *x = (const E*)xv + n * g.x_sample + b * g.x_channel, *gy = (const E*)gv + n * g.y_sample + b * g.y_channel;
       const uint8_t* hidden = mask ? mask + n * g.length : nullptr;
       for (int64_t q = 0; q < min64(cut.phases, g.outputs); ++q) {
         const int64_t many = (g.outputs - q + cut.phases - 1) / cut.phases;
         for (int64_t r = 0; r < many; r += cut.tile) {
           const int64_t count = min64(cut.tile, many - r), t = q + r * cut.phases;
-          fetch<E, A>(of_x, kZeros, hidden, x, lanes, t - g.before, cut.phases, count + cut.reach, rows);
-          fetch<E, A>(of_y, kZeros, nullptr, gy, lanes, t, cut.phases, count, grads);
-          gather_taps(total, rows, grads, count, g.kernel, cut.dilation);
-          if (gbv) {
-            V sum[4] = {};
-            for (int64_t i = 0; i < count; ++i) sum[i & 3] += load(grads + i * L);
-            shift += (sum[0] + sum[1]) + (sum[2] + sum[3]);
+          if (last) {
+            fetch_rows<E, A>(of_x, kZeros, hidden, x, wide, t - g.before, cut.phases, count + cut.reach, rows, cut.rows * L);
+            fetch_rows<E, A>(of_y, kZeros, nullptr, gy, wide, t, cut.phases, count, grads, cut.tile * L);
+          } else {
+            fetch<E, A>(of_x, kZeros, hidden, x, wide, t - g.before, cut.phases, count + cut.reach, rows);
+            fetch<E, A>(of_y, kZeros, nullptr, gy, wide, t, cut.phases, count, grads);
+          }
+          for (int64_t c = 0; c < wide; c += L) {
+            const A* from = grads + c / L * cut.tile * L;
+            gather_taps(total + g.kernel * c, rows + c / L * cut.rows * L, from, count, g.kernel, cut.dilation);
+            V sum[4] = {load(shift + c)};
+            for (int64_t i = 0; gbv && i < count; ++i) sum[i & 3] += load(from + i * L);
+            store(shift + c, (sum[0] + sum[1]) + (sum[2] + sum[3]));
           }
         }
       }
     }
     A* gw = (A*)gwv;
-    for (int64_t l = 0; l < lanes; ++l)
-      for (int64_t i = 0; i < g.kernel; ++i) gw[(c + l) / g.group * g.kernel + i] += total[i * L + l];
-    for (int64_t l = 0; gbv && l < lanes; ++l) ((A*)gbv)[c + l] += shift[l];
+    for (int64_t c = 0; c < wide; ++c) {
+      const A* sums = total + g.kernel * (c / L * L) + c % L;
+      for (int64_t i = 0; i < g.kernel; ++i) gw[(b + c) / g.group * g.kernel + i] += sums[i * L];
+      if (gbv) ((A*)gbv)[b + c] += shift[c];
+    }
   }
 }
 

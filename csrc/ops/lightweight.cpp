@@ -109,21 +109,22 @@ std::unique_ptr<char[]> applied(const LightweightKernels& k, const Tensor& weigh
 // y of x, geometry settled; outputs where `zeroed` is set are 0.
 void convolve(const LightweightKernels& k, const Call& c, const Tensor& x, const char* weight, const char* bias, const Tensor& mask, const Tensor& zeroed, bool flush, Tensor& y) {
   const LightweightGeometry& g = c.g;
-  // units of about 64 channels, which share what is copied, and 512 outputs; fewer of either where there is little else to share out
-  constexpr int64_t kChannels = 64, kOutputs = 512;
-  const int64_t blocks = (g.channels + kChannels - 1) / kChannels, pieces = std::max<int64_t>(1, g.outputs / std::max(kOutputs, 4 * g.dilation * (g.kernel - 1)));
+  // What is one thread's at a time; the last block has up to twice as many channels, so that it fills vectors where there are enough. Rows of
+  // channels are as long as possible.
+  const int64_t kChannels = c.time_first ? 64 : 512, kOutputs = c.time_first ? 512 : 128;
+  const int64_t blocks = std::max<int64_t>(1, g.channels / kChannels), pieces = std::max<int64_t>(1, g.outputs / std::max(kOutputs, 4 * g.dilation * (g.kernel - 1)));
   const int64_t element = element_size(x.dtype()), units = blocks * pieces;
   const char* xp = static_cast<const char*>(x.data());
   char* yp = static_cast<char*>(y.data());
   const uint8_t* hidden = mask ? static_cast<const uint8_t*>(mask.data()) : nullptr;
   const uint8_t* nothing = zeroed ? static_cast<const uint8_t*>(zeroed.data()) : nullptr;
   const size_t scratch = k.scratch_bytes(g);
-  parallel_for(c.batch * units, grain(g.outputs / pieces * std::min(kChannels, g.channels) * g.kernel), [&](int64_t from, int64_t to) {
+  parallel_for(c.batch * units, grain(g.outputs / pieces * (g.channels / blocks) * g.kernel), [&](int64_t from, int64_t to) {
     Flush guard(flush);
     Scratch space(scratch);
     for (int64_t u = from; u < to; ++u) {
       const int64_t n = u / units, rest = u % units, b = c.time_first ? rest / pieces : rest % blocks, p = c.time_first ? rest % pieces : rest / blocks;
-      k.forward(g, b * kChannels, std::min((b + 1) * kChannels, g.channels), p * g.outputs / pieces, (p + 1) * g.outputs / pieces, xp + n * g.x_sample * element,
+      k.forward(g, b * kChannels, b == blocks - 1 ? g.channels : (b + 1) * kChannels, p * g.outputs / pieces, (p + 1) * g.outputs / pieces, xp + n * g.x_sample * element,
                 weight, bias, hidden ? hidden + n * g.length : nullptr, nothing ? nothing + n * g.outputs : nullptr, yp + n * g.y_sample * element, space.data());
     }
   });

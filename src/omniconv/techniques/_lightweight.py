@@ -39,7 +39,7 @@ def lightweight(
     dropout: float,
     activation: str | None,
 ) -> Tensor | None:
-    """A checked call, its result contiguous in its layout; None where the engine refuses. ``composite`` makes gradients of gradients."""
+    """A checked call, contiguous in its layout; None where the engine refuses. ``composite`` makes gradients of gradients."""
     if refusal(x, weight, bias, windows, weight.shape[1]) is not None:
         return None
     if dropout:  # of H·K numbers, by torch, in the type of the sums: the composite path draws the same
