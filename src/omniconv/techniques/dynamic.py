@@ -286,7 +286,7 @@ class DynamicConv1d(SequenceLayer):
         weight = self.projection.weight
         x, kernels = one_position(weight, self.channels), weight.new_empty(1).expand(1, self.heads, *self.kernel_size, 1)
         windows = Grid((1,), ((0, 0),), self.dilation)
-        refused = projection_refusal(x) or refusal(x, kernels, self.bias, windows, 0.0)
+        refused = projection_refusal(x) or refusal(x, kernels, self.bias, windows)
         return refused or fused_apart(weight, self.activation)
 
     def stream_step(self, window: Tensor) -> Tensor:
