@@ -37,7 +37,7 @@ struct Cut {
 };
 
 template <class E> bool streams(const LightweightGeometry& g) {
-  return g.x_channel == 1 && g.dilation == 1 && g.kernel <= kFew && g.channels >= Vec<typename Sum<E>::type>::lanes;
+  return g.x_channel == 1 && g.y_channel == 1 && g.dilation == 1 && g.kernel <= kFew && g.channels >= Vec<typename Sum<E>::type>::lanes;
 }
 
 template <class E> size_t scratch_bytes(const LightweightGeometry& g) {
@@ -321,7 +321,7 @@ void forward(const LightweightGeometry& g, int64_t c0, int64_t c1, int64_t t0, i
       const int64_t count = min64(cut.tile, r1 - r), t = q + r * cut.phases;
       for (int64_t b = c0; b < c1; b += kGroups * L) {
         const int64_t until = min64(b + kGroups * L, c1);
-        const bool last = g.x_channel == 1;
+        const bool last = g.x_channel == 1 && g.y_channel == 1;
         if (last) fetch_rows<E, A>(lie, g.mode, mask, x + b, until - b, t - g.before, cut.phases, count + cut.reach, tile, cut.rows * L);
         for (int64_t c = b; c < until; c += L) {
           const int64_t lanes = min64(L, until - c);
@@ -405,7 +405,7 @@ void grad_weight(const LightweightGeometry& g, int64_t c0, int64_t c1, int64_t s
   typedef typename Vec<A>::V V;
   constexpr int64_t L = Vec<A>::lanes;
   const Cut cut(g, VECTOR_BYTES);
-  const bool last = g.x_channel == 1;
+  const bool last = g.x_channel == 1 && g.y_channel == 1;
   const int64_t width = last ? kGroups * L : L;  // channels at once
   A *rows = (A*)scratch, *grads = rows + cut.rows * width, *total = rows + (cut.rows + cut.tile) * kGroups * L, *shift = total + g.kernel * width;
   const Lie of_x{g.x_step, g.x_channel, g.length}, of_y{g.y_step, g.y_channel, g.outputs};
