@@ -308,6 +308,17 @@ def test_what_is_not_declared_exact_is_not_said_to_be():
     assert s.inexact == {"": "its stream() is not declared exact (stream_exact = True)"}
 
 
+@pytest.mark.parametrize("number", [float("inf"), float("nan")])
+def test_depthwise_weights_that_are_not_finite_are_said_not_to_be_exact(number):
+    """Pads are left out of a sum, and a past of zeros is not."""
+    module = filled(nn.Sequential(nn.ReLU(), DepthwiseSeparableConv1d(CHANNELS, 4, 3, padding="causal")))
+    s = omniconv.streaming(module)
+    assert s.exact
+    module[1].depthwise.weight.data[3, 0, 1] = number
+    assert "not finite" in s.inexact["1.depthwise"]
+    assert omniconv.streaming(filled(DepthwiseConv1d(CHANNELS, 1))).exact
+
+
 @pytest.mark.parametrize("norm", [None, nn.BatchNorm1d])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_depthwise_separable(norm, dtype):

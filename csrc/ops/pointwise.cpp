@@ -36,8 +36,9 @@ const GemmKernels& kernels_of(const char* op, int32_t dtype) {
 // y (N, O, T), contiguous, of x (N, C, T) and weight (O, C, 1), both in any strides.
 Tensor pointwise(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, int64_t activation, bool flush) {
   const char* op = "pointwise";
+  constexpr int64_t kMost = int64_t(1) << 31;
   const GemmKernels& k = kernels_of(op, x.dtype());
-  if (x.dim() != 3 || x.size(1) < 1) fail(op, "x must be (N, C, T) with at least one channel", text(x.size()));
+  if (x.dim() != 3 || x.size(1) < 1 || x.size(1) > kMost) fail(op, "x must be (N, C, T) with at least one channel and at most 2^31", text(x.size()));
   if (weight.dim() != 3 || weight.size(0) < 1 || weight.size(1) != x.size(1) || weight.size(2) != 1 || weight.dtype() != x.dtype())
     fail(op, "weight must be (O, " + std::to_string(x.size(1)) + ", 1) of the dtype of x", text(weight.size()));
   if (bias && (bias.dim() != 1 || bias.size(0) != weight.size(0) || (bias.dtype() != x.dtype() && bias.dtype() != kept_in(x.dtype()))))

@@ -312,6 +312,12 @@ def test_opcheck(layout: str, dtype: torch.dtype) -> None:
 WRONG: dict[str, tuple[Any, ...]] = {
     "x must be (N, C, T)": (torch.randn(4, 4), torch.randn(4, 4, 1), None, 0),
     "x must be (N, C, T) with at least one channel": (torch.randn(1, 0, 4), torch.randn(4, 0, 1), None, 0),
+    "x must be (N, C, T) with at least one channel and at most 2^31": (
+        torch.ones(1, 1, 1).expand(1, 1 << 62, 1),
+        torch.ones(1, 1, 1).expand(1, 1 << 62, 1),
+        None,
+        0,
+    ),
     "weight must be (O, 4, 1) of the dtype of x": (torch.randn(1, 4, 9), torch.randn(4, 4, 2), None, 0),
     "weight must be (O, 4, 1) of": (torch.randn(1, 4, 9), torch.randn(4, 5, 1), None, 0),
     "weight must be (O, 4, 1)": (torch.randn(1, 4, 9), torch.randn(4, 4), None, 0),

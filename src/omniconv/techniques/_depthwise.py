@@ -172,8 +172,10 @@ def _may_come_in_chunks(windows: Grid) -> bool:
 def chunks_differ(weight: Tensor, bias: Tensor | None, stride: Integers, dilation: Integers, activation: str | None) -> str | None:
     """Why the bits of an output may depend on the chunk that it comes in; None where they do not. weight (C·M, 1, K)."""
     windows = Grid(stride, ((0, 0),), dilation)
-    reason = refusal(one_position(weight, weight.shape[0]), weight, bias, windows)
-    return reason or fused_apart(weight, activation)
+    reason = refusal(one_position(weight, weight.shape[0]), weight, bias, windows) or fused_apart(weight, activation)
+    if reason is None and weight.shape[2] > 1 and not weight.isfinite().all():  # pads are left out of a sum, a past of zeros is not
+        return "a weight is not finite: with the zeros of a past it makes NaN, with those of the pads it does not"
+    return reason
 
 
 def fused_apart(weight: Tensor, *activations: str | None) -> str | None:

@@ -1,4 +1,4 @@
-"""What the native kernels of lightweight and dynamic share: the calls they leave to the composite path, and the places of layouts."""
+"""What the native kernels of lightweight and dynamic share: the calls left to the composite path, and the places of layouts."""
 
 from collections.abc import Callable
 
