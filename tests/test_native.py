@@ -44,15 +44,6 @@ def called(function):
     return getattr(calls, "names", [])
 
 
-@pytest.fixture(params=_native.LEVELS)
-def level(request):
-    if request.param not in _native.levels():
-        pytest.skip(f"this machine has no {request.param}")
-    with _native.at_level(request.param):
-        assert _native.isa() == request.param
-        yield request.param
-
-
 def test_the_library_is_there():
     """A silent fall-back would pass every other test."""
     assert _native.AVAILABLE, _native.WHY_ABSENT

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import omniconv
-from omniconv import _native, settings
+from omniconv import settings
 from omniconv.nn import (
     Conv1d,
     ConvTranspose1d,
@@ -134,14 +134,6 @@ def assert_streams(module, x, rng, exact=True):
 def sequence(layout, batch, steps, dtype=torch.float32, channels=CHANNELS):
     size = {"N": batch, "C": channels, "T": steps}
     return torch.randn([size[axis] for axis in layout]).to(dtype)
-
-
-@pytest.fixture(params=_native.LEVELS)
-def level(request):
-    if request.param not in _native.levels():
-        pytest.skip(f"this machine has no {request.param}")
-    with _native.at_level(request.param):
-        yield request.param
 
 
 # what the layers promise

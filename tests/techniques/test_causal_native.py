@@ -6,19 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from omniconv import _native, settings
+from omniconv import settings
 from omniconv.functional import causal_conv1d_fn, causal_conv1d_update
 
 OPS = torch.ops.omniconv
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-
-
-@pytest.fixture(params=_native.LEVELS)
-def level(request):
-    if request.param not in _native.levels():
-        pytest.skip(f"this machine has no {request.param}")
-    with _native.at_level(request.param):
-        yield request.param
 
 
 def normal(*shape, dtype=torch.float32, seed=0):

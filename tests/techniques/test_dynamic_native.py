@@ -5,7 +5,7 @@ import torch
 from torch.export import Dim
 
 import omniconv
-from omniconv import _native, settings
+from omniconv import settings
 from omniconv.functional import dynamic_conv1d
 from omniconv.nn import DynamicConv1d
 from omniconv.techniques import find
@@ -18,14 +18,6 @@ from omniconv.testing import assert_within_bound
 OPS = torch.ops.omniconv
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 LAYOUTS = {"NCT": (0, 1, 2), "NTC": (0, 2, 1), "TNC": (2, 0, 1)}
-
-
-@pytest.fixture(params=_native.LEVELS)
-def level(request):
-    if request.param not in _native.levels():
-        pytest.skip(f"this machine has no {request.param}")
-    with _native.at_level(request.param):
-        yield request.param
 
 
 def normal(*shape, dtype=torch.float32, seed=0):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from omniconv import _native, settings
+from omniconv import settings
 from omniconv.convert.fairseq import InterleavedLightweightConv1d
 from omniconv.functional import lightweight_conv1d
 from omniconv.geometry import grid
@@ -24,14 +24,6 @@ OPS = torch.ops.omniconv
 TECHNIQUE = find("lightweight")
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 MODES = ("zeros", "reflect", "replicate", "circular")
-
-
-@pytest.fixture(params=_native.LEVELS)
-def level(request):
-    if request.param not in _native.levels():
-        pytest.skip(f"this machine has no {request.param}")
-    with _native.at_level(request.param):
-        yield request.param
 
 
 def normal(*shape, dtype=torch.float32, seed=0):

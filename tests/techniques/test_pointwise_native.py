@@ -1,7 +1,7 @@
 """The native matrix product over channels at every instruction set: what runs, its bits, its gradients, what it refuses."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import omniconv
-from omniconv import _native, settings
+from omniconv import settings
 from omniconv.functional import pointwise_conv1d, pointwise_conv2d
 from omniconv.nn import DynamicConv1d, PointwiseConv1d
 from omniconv.problem import Problem
@@ -44,14 +44,6 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "part": lambda x: torch.nn.functional.pad(x, (3, 2, 1, 4))[:, 1:-4, 3:-2],
     "samples inside": lambda x: x.permute(1, 2, 0).contiguous().permute(2, 0, 1),
 }
-
-
-@pytest.fixture(params=_native.LEVELS)
-def level(request: pytest.FixtureRequest) -> Iterator[str]:
-    if request.param not in _native.levels():
-        pytest.skip(f"this machine has no {request.param}")
-    with _native.at_level(request.param):
-        yield request.param
 
 
 def normal(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:

@@ -1,4 +1,4 @@
-"""Lightweight and dynamic, natively, where the result is longer or shorter than the input: nothing may take one length for the other."""
+"""Lightweight and dynamic, natively, with results longer or shorter than the input: one length is not taken for the other."""
 
 from itertools import product
 
