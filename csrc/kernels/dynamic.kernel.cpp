@@ -391,6 +391,83 @@ template <class A> void meet(const A* x, int64_t row, int64_t step, const A* gra
   }
 }
 
+// R outputs meet W vectors of the positions of x: to[r, p − r] += Σ_c grad_y[c, r]·x[c, p], the taps of an output in a row of `to`.
+template <class A, int R, int W>
+FUNCTION void product_block(const A* x, int64_t row, const A* grad_y, int64_t channel, int64_t step, int64_t channels, A* to, int64_t to_row) {
+  typedef typename Vec<A>::V V;
+  constexpr int L = Vec<A>::lanes;
+  V sum[R][W];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 3
+    for (int w = 0; w < W; ++w) sum[r][w] = load(to + r * (to_row - 1) + w * L);
+  for (int64_t c = 0; c < channels; ++c, x += row, grad_y += channel) {
+    V v[W];
+#pragma GCC unroll 3
+    for (int w = 0; w < W; ++w) v[w] = held(load(x + w * L));
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      V d = broadcast(grad_y[r * step]);
+      if (W > 1) d = held(d);
+#pragma GCC unroll 3
+      for (int w = 0; w < W; ++w) sum[r][w] += d * v[w];
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 3
+    for (int w = 0; w < W; ++w) store(to + r * (to_row - 1) + w * L, sum[r][w]);
+}
+
+constexpr int kRows = VECTOR_BYTES == 64 ? 8 : 4;  // outputs of a block, of three vectors of positions
+
+// R outputs of K taps, of which x is 0 outside of positions [low, high).
+template <class A, int R>
+void product_rows(const A* x, int64_t row, int64_t low, int64_t high, const A* grad_y, int64_t channel, int64_t step, int64_t channels, int64_t K, A* to,
+                  int64_t to_row) {
+  constexpr int L = Vec<A>::lanes;
+  const int64_t end = min64(K + R - 1, high);
+  for (int64_t p = max64(0, low); p < end;) {
+    const int64_t vectors = min64((end - p + L - 1) / L, 3);
+    (vectors == 3 ? product_block<A, R, 3> : vectors == 2 ? product_block<A, R, 2> : product_block<A, R, 1>)(x + p, row, grad_y, channel, step, channels, to + p,
+                                                                                                            to_row);
+    p += vectors * L;
+  }
+}
+
+// All n outputs, output t at x + t.
+template <class A>
+void product(const A* x, int64_t row, int64_t low, int64_t high, const A* grad_y, int64_t channel, int64_t step, int64_t channels, int64_t K, int64_t n, A* to,
+             int64_t to_row) {
+  int64_t t = 0;
+  auto rows = [&](auto block, int64_t many) {
+    for (; t + many <= n; t += many) block(x + t, row, low - t, high - t, grad_y + t * step, channel, step, channels, K, to + t * to_row, to_row);
+  };
+  if (kRows > 4) rows(product_rows<A, kRows>, kRows);
+  rows(product_rows<A, 4>, 4);
+  rows(product_rows<A, 2>, 2);
+  rows(product_rows<A, 1>, 1);
+}
+
+// Rows of taps, one for each of n positions, are added to the K rows of g.
+template <class A> void add_transposed(const A* from, int64_t from_row, int64_t K, int64_t n, A* g, int64_t stride) {
+  constexpr int L = Vec<A>::lanes;
+  for (int64_t t = 0; t < n; t += L)
+    for (int64_t i = 0; i < K; i += L) {
+      typename Vec<A>::V square[L];
+#pragma GCC unroll 16
+      for (int r = 0; r < L; ++r) square[r] = load(from + (t + r) * from_row + i);
+      transpose<A>(square);
+      A* to = g + i * stride + t;
+      if (K - i >= L) {
+#pragma GCC unroll 16
+        for (int r = 0; r < L; ++r) store(to + r * stride, load(to + r * stride) + square[r]);
+      } else {
+        for (int r = 0; r < K - i; ++r) store(to + r * stride, load(to + r * stride) + square[r]);
+      }
+    }
+}
+
 // The gradient of head h's numbers at positions [t, t + n), from that of its weights.
 template <class E, class A>
 void through_softmax(const DynamicGeometry& g, int64_t h, const E* kernels, int64_t t, int64_t n, A* table, int64_t tile, A* most, A* met, E* grad) {
@@ -425,22 +502,29 @@ template <class E, class A> void through_softmax_of_one(const DynamicGeometry& g
 }
 
 template <class E, class A> struct GradKernels {
-  int64_t tile, row;
+  static constexpr int64_t L = Vec<A>::lanes;
+  bool products;  // of grad_y and x, whose loads serve several outputs; else tap by tap
+  int64_t tile, row, pack, met_row;
   Shelf shelf;
-  A *table, *met, *most, *column, *x, *grad_y;
+  A *table, *met, *most, *column, *x, *grad_y, *taps;
   Span* span;
 
-  GradKernels(const DynamicGeometry& g, void* scratch) : tile(tile_of<A>(g.kernel, 12288)), shelf{uintptr_t(scratch)} {
+  GradKernels(const DynamicGeometry& g, void* scratch)
+      : products(g.dilation == 1 && g.group >= 16 && (g.kernel >= 8 || g.x_step != 1)), tile(tile_of<A>(g.kernel, 12288)), shelf{uintptr_t(scratch)} {
     const int64_t rows = Reach(tile, g.kernel, g.dilation).rows;
     row = round_up(rows, kUnit) + 3 * kUnit + Vec<float>::lanes;
+    pack = products ? 2 * kPack : kPack;
+    met_row = ((kMargin + g.kernel + kRows + 2 * L - 1) / L | 1) * L;  // an odd number of vectors: L1 would hold few rows of another
     table = shelf.take<A>(g.kernel * tile);
     met = shelf.take<A>((g.positions == 1 ? g.heads : 1) * g.kernel * tile);
     most = shelf.take<A>(tile);
     column = shelf.take<A>(g.kernel + 2 * kUnit);
-    x = shelf.take<A>(kPack * row);
-    grad_y = shelf.take<A>(kPack * row);
+    x = shelf.take<A>(pack * row);
+    grad_y = shelf.take<A>(pack * row);
+    taps = shelf.take<A>(products ? tile * met_row : 0);
     span = shelf.take<Span>(rows);
   }
+  static constexpr int64_t kMargin = 16;  // before the first tap: what the later outputs of a block do not read
 };
 
 template <class E> size_t grad_kernels_bytes(const DynamicGeometry& g) { return GradKernels<E, typename Sum<E>::type>(g, nullptr).shelf.at; }
@@ -461,6 +545,27 @@ void grad_kernels(const DynamicGeometry& g, int64_t first, int64_t last, const v
     const Spans spans = spans_of(g, t, n, g.before, g.length, reach, mask, f.span);
     Span here{0, n, t};
     const Spans outputs{&here, 1};
+    if (f.products) {
+      int64_t low = reach.rows, high = 0;
+      for (const Span* at = spans.span; at < spans.span + spans.count; ++at)
+        if (at->from >= 0) low = min64(low, at->row), high = at->row + at->count;
+      for (int64_t p = 0; p < round_up(n, L) * f.met_row; p += L) store(f.taps + p, V{});
+      for (int64_t c = 0; c < g.group; c += f.pack) {
+        const int64_t many = min64(f.pack, g.group - c);
+        pack_channels<E, A>(spans, (const E*)x + c * g.x_channel, g.x_step, g.x_channel, many, f.x, f.row);
+        const A* d = (const A*)((const E*)grad_y + c * g.y_channel + t * g.y_step);
+        int64_t channel = g.y_channel, step = g.y_step;
+        if (sizeof(E) != sizeof(A)) {
+          pack_channels<E, A>(outputs, (const E*)grad_y + c * g.y_channel, g.y_step, g.y_channel, many, f.grad_y, f.row);
+          d = f.grad_y, channel = f.row, step = 1;
+        }
+        product(f.x, f.row, low, high, d, channel, step, many, K, n, f.taps + f.kMargin, f.met_row);
+      }
+      for (int64_t p = 0; !one && p < K * tile; p += L) store(f.met + p, V{});
+      add_transposed(f.taps + f.kMargin, f.met_row, K, n, f.met, tile);
+      if (!one) through_softmax(g, 0, (const E*)kernels, t, n, f.table, tile, f.most, f.met, (E*)grad);
+      continue;
+    }
     // heads of few channels are packed together, a head of many a part at a time
     for (int64_t c = 0; c < g.heads * g.group; c += kPack) {
       const int64_t many = min64(kPack, g.heads * g.group - c);
