@@ -26,8 +26,9 @@ constexpr int64_t kPack = 16;                          // channels of a tile wit
 constexpr int64_t kUnit = 32;                          // tiles are multiples of it: two of the widest vectors
 
 // Positions whose weights, and what makes them, stay in `bytes`.
-template <class A> int64_t tile_of(int64_t K, int64_t bytes) {
-  return max64(kUnit, min64(128, bytes / (K * int64_t(sizeof(A))) / kUnit * kUnit));
+template <class A> int64_t tile_of(const DynamicGeometry& g, int64_t bytes) {
+  const int64_t most = min64(128, round_up(g.outputs, kUnit));
+  return max64(kUnit, min64(most, bytes / (g.kernel * int64_t(sizeof(A))) / kUnit * kUnit));
 }
 
 // ---- channels in the lanes
@@ -241,7 +242,7 @@ template <class E, class A> struct Forward {
   Application<E, A> apply;
 
   Forward(const DynamicGeometry& g, void* scratch)
-      : tile(tile_of<A>(g.kernel, 16384)),
+      : tile(tile_of<A>(g, 16384)),
         shelf{uintptr_t(scratch)},
         apply((table = shelf.take<A>(g.kernel * tile), most = shelf.take<A>(tile), column = shelf.take<A>(g.kernel + 2 * kUnit),
                span = shelf.take<Span>(Reach(tile, g.kernel, g.dilation).rows), shelf),
@@ -449,8 +450,8 @@ void product(const A* x, int64_t row, int64_t low, int64_t high, const A* grad_y
   rows(product_rows<A, 1>, 1);
 }
 
-// Rows of taps, one for each of n positions, are added to the K rows of g.
-template <class A> void add_transposed(const A* from, int64_t from_row, int64_t K, int64_t n, A* g, int64_t stride) {
+// Rows of taps, one for each of n positions, become the K rows of g, or are added to them.
+template <class A, bool add> void transpose_taps(const A* from, int64_t from_row, int64_t K, int64_t n, A* g, int64_t stride) {
   constexpr int L = Vec<A>::lanes;
   for (int64_t t = 0; t < n; t += L)
     for (int64_t i = 0; i < K; i += L) {
@@ -461,9 +462,9 @@ template <class A> void add_transposed(const A* from, int64_t from_row, int64_t 
       A* to = g + i * stride + t;
       if (K - i >= L) {
 #pragma GCC unroll 16
-        for (int r = 0; r < L; ++r) store(to + r * stride, load(to + r * stride) + square[r]);
+        for (int r = 0; r < L; ++r) store(to + r * stride, add ? load(to + r * stride) + square[r] : square[r]);
       } else {
-        for (int r = 0; r < K - i; ++r) store(to + r * stride, load(to + r * stride) + square[r]);
+        for (int r = 0; r < K - i; ++r) store(to + r * stride, add ? load(to + r * stride) + square[r] : square[r]);
       }
     }
 }
@@ -510,7 +511,7 @@ template <class E, class A> struct GradKernels {
   Span* span;
 
   GradKernels(const DynamicGeometry& g, void* scratch)
-      : products(g.dilation == 1 && g.group >= 16 && (g.kernel >= 8 || g.x_step != 1)), tile(tile_of<A>(g.kernel, 12288)), shelf{uintptr_t(scratch)} {
+      : products(g.dilation == 1 && g.group >= 16 && (g.kernel >= 8 || g.x_step != 1)), tile(tile_of<A>(g, 12288)), shelf{uintptr_t(scratch)} {
     const int64_t rows = Reach(tile, g.kernel, g.dilation).rows;
     row = round_up(rows, kUnit) + 3 * kUnit + Vec<float>::lanes;
     pack = products ? 2 * kPack : kPack;
@@ -561,9 +562,12 @@ void grad_kernels(const DynamicGeometry& g, int64_t first, int64_t last, const v
         }
         product(f.x, f.row, low, high, d, channel, step, many, K, n, f.taps + f.kMargin, f.met_row);
       }
-      for (int64_t p = 0; !one && p < K * tile; p += L) store(f.met + p, V{});
-      add_transposed(f.taps + f.kMargin, f.met_row, K, n, f.met, tile);
-      if (!one) through_softmax(g, 0, (const E*)kernels, t, n, f.table, tile, f.most, f.met, (E*)grad);
+      if (one) {
+        transpose_taps<A, true>(f.taps + f.kMargin, f.met_row, K, n, f.met, tile);
+        continue;
+      }
+      transpose_taps<A, false>(f.taps + f.kMargin, f.met_row, K, n, f.met, tile);
+      through_softmax(g, 0, (const E*)kernels, t, n, f.table, tile, f.most, f.met, (E*)grad);
       continue;
     }
     // heads of few channels are packed together, a head of many a part at a time

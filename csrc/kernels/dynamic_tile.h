@@ -171,6 +171,9 @@ template <class E, class A, int W> void pack_rows(const Spans& s, const E* x, in
         if (n == L && channels >= (v + 1) * L) {
 #pragma GCC unroll 16
           for (int i = 0; i < L; ++i) square[i] = load(from + (v * L + i) * channel + r);
+        } else if (channels >= (v + 1) * L) {
+#pragma GCC unroll 16
+          for (int i = 0; i < L; ++i) square[i] = load_part<A>(from + (v * L + i) * channel + r, n);
         } else {
           for (int i = 0; i < L; ++i) square[i] = v * L + i < channels ? load_part<A>(from + (v * L + i) * channel + r, n) : V{};
         }
@@ -217,16 +220,20 @@ template <class E, class A> void pack_channels(const Spans& s, const E* x, int64
         V square[L];
         const E* from = x + (at->from + r) * step + c;
         A* out = to + c * row + at->row + r;
-        if (at->from >= 0 && n == L && m == L) {
+        if (at->from < 0) {
+          for (int64_t i = 0; i < m; ++i) store(out + i * row, V{});
+          continue;
+        }
+        if (m == L) {  // positions beyond the last are its copies, written over later
 #pragma GCC unroll 16
-          for (int i = 0; i < L; ++i) square[i] = load(from + i * step);
+          for (int i = 0; i < L; ++i) square[i] = load(from + min64(i, n - 1) * step);
           transpose<A>(square);
 #pragma GCC unroll 16
           for (int i = 0; i < L; ++i) store(out + i * row, square[i]);
           continue;
         }
-        for (int i = 0; i < L; ++i) square[i] = at->from >= 0 && i < n ? load_part<A>(from + i * step, m) : V{};
-        if (at->from >= 0) transpose<A>(square);
+        for (int i = 0; i < L; ++i) square[i] = load_part<A>(from + min64(i, n - 1) * step, m);
+        transpose<A>(square);
         for (int i = 0; i < m; ++i) store(out + i * row, square[i]);
       }
   for (int64_t c = 0; c < channels; ++c)
