@@ -54,6 +54,8 @@ CASES = [
     (2, 2, 20, 40, 5, 1, (0, 0)),
     (1, 1, 17, 37, 1, 1, (2, 3)),
     (1, 1, 16, 20, 3, 1, (7, 9)),  # pads beyond the kernel's reach
+    (2, 1, 72, 29, 31, 1, (15, 15)),  # several packs of channels
+    (1, 1, 34, 90, 70, 1, (69, 0)),  # more taps than a block of three vectors
 ]
 
 

@@ -4,9 +4,9 @@ The arithmetic is in ``csrc/kernels/dynamic.kernel.cpp``: the softmax is made a 
 of the kernels is stored.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,6 +35,39 @@ def refusal(x: Tensor, kernels: Tensor, bias: Tensor | None, windows: Grid) -> s
     return refused_by_both(x, kernels, bias, windows, kernels.shape[2])
 
 
+class Known(NamedTuple):
+    """What the checks of a call of three axes find, of shapes and settings alone."""
+
+    place: Windows
+    mode: str
+
+
+_known: dict[Hashable, Known] = {}
+_MOST_KNOWN = 4096
+
+
+def known(key: Hashable, x: Tensor, kernels: Tensor, bias: Tensor | None) -> Known | None:
+    """What :func:`remember` was told of such a call; None where nothing was, or a gradient is wanted that the engine refuses."""
+    try:
+        found = _known.get(key)
+    except TypeError:  # a setting without a hash
+        return None
+    return None if found is None or (found.mode != "zeros" and wants_gradient(x, kernels, bias)) else found
+
+
+def remember(key: Hashable, x: Tensor, kernels: Tensor, bias: Tensor | None, axes: Axes, windows: Grid) -> None:
+    """Notes a call without mask and dropout that passed its checks, if the engine takes all calls like it."""
+    if key is None or refusal(x, kernels, bias, windows) is not None:
+        return
+    if len(_known) >= _MOST_KNOWN:
+        _known.clear()
+    _known[key] = Known(_place(axes, windows), windows.mode)
+
+
+def _place(axes: Axes, windows: Grid) -> Windows:
+    return PLACES[axes.order], windows.pads[0], windows.dilation[0]
+
+
 def dynamic(
     composite: Composite,
     x: Tensor,
@@ -51,15 +84,30 @@ def dynamic(
 
     Which weights are dropped is a hash of their place and of one number drawn by torch: forward and backward each make it anew.
     """
+    found = Known(_place(axes, windows), windows.mode)
+    return apply(composite, x, kernels, bias, found, mask, softmax, round(dropout * 2**32), activation)
+
+
+def apply(
+    composite: Composite,
+    x: Tensor,
+    kernels: Tensor,
+    bias: Tensor | None,
+    call: Known,
+    mask: Tensor | None = None,
+    softmax: bool = True,
+    dropped: int = 0,
+    activation: str | None = None,
+) -> Tensor:
+    """The same of a call that is known; ``dropped`` of 2³² weights are."""
     x, kernels = x.contiguous(), kernels.contiguous()
     bias, mask = None if bias is None else bias.contiguous(), None if mask is None else mask.contiguous()
-    place = (PLACES[axes.order], windows.pads[0], windows.dilation[0])
-    flush, dropped = not settings.is_precise(), round(dropout * 2**32)
+    place, flush = call.place, not settings.is_precise()
     seed = torch.randint(-(2**63), 2**63 - 1, (1,)) if dropped else None
     if wants_gradient(x, kernels, bias):
         y = _Dynamic.apply(x, kernels, bias, mask, seed, place, softmax, dropped, flush, composite)
         return activate(y, activation)
-    fused, mode = fused_activation(x, activation), PADDING_MODES.index(windows.mode)
+    fused, mode = fused_activation(x, activation), PADDING_MODES.index(call.mode)
     y = _FORWARD(x, kernels, bias, mask, *place, mode, softmax, seed, dropped, ACTIVATION_CODES[fused], flush)
     return y if fused is activation else activate(y, activation)
 

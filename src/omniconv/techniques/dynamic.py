@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from omniconv.geometry import Grid, Padding, pads_of
 from omniconv.problem import Problem
-from omniconv.techniques._depthwise import fused_apart
-from omniconv.techniques._dynamic import ENGINE, dynamic, refusal
+from omniconv.techniques._depthwise import call_key, fused_apart
+from omniconv.techniques._dynamic import ENGINE, apply, dynamic, known, refusal, remember
 from omniconv.techniques._grid import grid_stage
 from omniconv.techniques._layer import Causal, Layer, one_position
 from omniconv.techniques._operator import accumulated_in, fail, receive
@@ -146,6 +146,12 @@ def dynamic_conv1d(
     Source: Wu et al. 2019, arXiv:1901.10430.
     """
     op = "dynamic_conv1d"
+    key = None
+    if padding_mask is None and type(weight_dropout) is float and not (training and weight_dropout):
+        settled = (op, layout, softmax is True, weight_dropout)
+        key = call_key(settled, input, kernels, bias, 1, padding, dilation, padding_mode, activation)
+    if key is not None and (found := known(key, input, kernels, bias)) is not None:
+        return apply(convolve, input, kernels, bias, found, softmax=softmax, activation=activation)
     x, kernels, bias = receive(op, 1, input, kernels=kernels, bias=bias)
     batched = input.dim() == 3
     axes = axes_of(op, layout, batched)
@@ -160,10 +166,13 @@ def dynamic_conv1d(
         fail(
             op, f"kernels must have {outputs} positions, as the result has, or 1, in the last axis", f"shape {tuple(kernels.shape)}"
         )
-    return run(
+    y = run(
         op, convolve, input, x, kernels, bias, axes, windows, softmax=softmax, padding_mask=padding_mask,
         weight_dropout=weight_dropout, training=training, activation=activation, native=_native_or_none,
     )  # fmt: skip
+    if batched:
+        remember(key, x, kernels, bias, axes, windows)
+    return y
 
 
 def _native_or_none(
