@@ -156,8 +156,11 @@ template <class E, class A> struct Application {
     out = shelf.take<A>(max64(kPack, 2 * L) * tile);
     shift = shelf.take<A>(round_up(heads * group, kPack) + 2 * L);
   }
+  // In two loops: of a condition in one the compiler makes masked loads from null, which the processor mends one at a time (0.7 µs a call).
   void set_bias(const A* bias) {
-    for (int64_t c = 0; c < round_up(heads * group, kPack) + 2 * L; ++c) shift[c] = bias && c < heads * group ? bias[c] : A(0);
+    const int64_t given = bias ? heads * group : 0;
+    for (int64_t c = 0; c < given; ++c) shift[c] = bias[c];
+    for (int64_t c = given; c < round_up(heads * group, kPack) + 2 * L; ++c) shift[c] = A(0);
   }
   // W vectors of channels, or as many of them as there are before channel `end`.
   template <int W> void channels(const Spans& spans, const Reach& reach, const A* table, int64_t stride, int64_t n, const E* x, int64_t c, int64_t end, E* y) const {

@@ -95,7 +95,7 @@ _MOST_KNOWN = 4096
 
 
 def call_key(
-    op: str,
+    op: Hashable,
     input: Any,
     weight: Any,
     bias: Any,
