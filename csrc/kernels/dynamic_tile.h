@@ -5,6 +5,7 @@
 #include "kernels/dynamic.h"
 #include "simd/exponent.h"
 #include "simd/part.h"
+#include "simd/transpose.h"
 
 namespace omniconv {
 namespace {

@@ -5,6 +5,7 @@
 #include "kernels/depthwise_window.h"
 #include "simd/activate.h"
 #include "simd/part.h"
+#include "simd/transpose.h"
 
 #ifndef ISA
 #define ISA isa_base

@@ -1,4 +1,4 @@
-// Vectors of fewer elements than lanes, and square transpositions. Included by kernels only; internal linkage.
+// Vectors of fewer elements than lanes. Included by kernels only; internal linkage.
 #pragma once
 #include "simd/vec.h"
 
@@ -63,29 +63,6 @@ template <class A, class E> INLINE void store_part(E* p, typename Vec<A>::V v, i
   E whole[L];
   store(whole, v);
   copy_part<E, L>(p, whole, n);
-}
-
-// Lane j of row i becomes lane i of row j.
-template <class A> INLINE void transpose(typename Vec<A>::V* row) {
-  typedef typename Vec<A>::V V;
-  constexpr int L = Vec<A>::lanes;
-  typedef decltype(V{} < V{}) M;
-#pragma GCC unroll 4
-  for (int d = 1; d < L; d *= 2) {
-    M low, high;
-#pragma GCC unroll 16
-    for (int l = 0; l < L; ++l) {
-      low[l] = l & d ? L + l - d : l;
-      high[l] = l & d ? L + l : l + d;
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < L; ++i)
-      if (!(i & d)) {
-        const V a = row[i], b = row[i + d];
-        row[i] = __builtin_shuffle(a, b, low);
-        row[i + d] = __builtin_shuffle(a, b, high);
-      }
-  }
 }
 
 }  // namespace
