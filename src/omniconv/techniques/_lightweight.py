@@ -3,7 +3,7 @@
 The arithmetic is in ``csrc/kernels/lightweight.kernel.cpp``; which calls it takes, in ``_sequence_engine.py``.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from math import prod
 from typing import Any
 
@@ -26,6 +26,27 @@ Shape = Sequence[int]
 Windows = tuple[int, tuple[int, int], int]  # layout, (before, after), dilation
 Composite = Callable[..., Tensor]
 
+_known: dict[Hashable, tuple[Axes, Grid]] = {}
+_MOST_KNOWN = 4096
+
+
+def known(key: Hashable, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Axes, Grid] | None:
+    """What :func:`remember` was told of such a call; None where nothing was, or a gradient is wanted that the engine refuses."""
+    try:
+        found = _known.get(key)
+    except TypeError:  # a layout, an activation or a mode without a hash
+        return None
+    return None if found is None or (found[1].mode != "zeros" and wants_gradient(x, weight, bias)) else found
+
+
+def remember(key: Hashable, input: Tensor, weight: Tensor, bias: Tensor | None, axes: Axes, windows: Grid) -> None:
+    """Notes a call that passed its checks, if the engine takes all calls like it."""
+    if key is None or input.dim() != 3 or refusal(input, weight, bias, windows, weight.shape[1]) is not None:
+        return
+    if len(_known) >= _MOST_KNOWN:
+        _known.clear()
+    _known[key] = axes, windows
+
 
 def lightweight(
     composite: Composite,
@@ -42,6 +63,22 @@ def lightweight(
     """A checked call, contiguous in its layout; None where the engine refuses. ``composite`` makes gradients of gradients."""
     if refusal(x, weight, bias, windows, weight.shape[1]) is not None:
         return None
+    return unrefused(composite, x, weight, bias, axes, windows, mask, softmax, dropout, activation)
+
+
+def unrefused(
+    composite: Composite,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    axes: Axes,
+    windows: Grid,
+    mask: Tensor | None,
+    softmax: bool,
+    dropout: float,
+    activation: str | None,
+) -> Tensor:
+    """The same of a call that is known not to be refused."""
     if dropout:  # of H·K numbers, by torch, in the type of the sums: the composite path draws the same
         weight, softmax = normalised(weight.to(accumulated_in(weight)), 1, softmax, dropout), False
     x, weight = x.contiguous(), weight.contiguous()
