@@ -186,12 +186,12 @@ template <class E, class A> struct Application {
         if (n == L && m == L) {
 #pragma GCC unroll 16
           for (int i = 0; i < L; ++i) square[i] = load(from + (r + i) * from_row + c);
-          transpose<A>(square);
+          ::transpose<A>(square);
 #pragma GCC unroll 16
           for (int i = 0; i < L; ++i) store(to + (c + i) * to_row + r, square[i]);
         } else {
           for (int i = 0; i < L; ++i) square[i] = load(from + (r + (i < n ? i : 0)) * from_row + c);
-          transpose<A>(square);
+          ::transpose<A>(square);
           for (int i = 0; i < m; ++i) store_part<A>(to + (c + i) * to_row + r, square[i], n);
         }
       }
@@ -461,7 +461,7 @@ template <class A, bool add> void transpose_taps(const A* from, int64_t from_row
       typename Vec<A>::V square[L];
 #pragma GCC unroll 16
       for (int r = 0; r < L; ++r) square[r] = load(from + (t + r) * from_row + i);
-      transpose<A>(square);
+      ::transpose<A>(square);
       A* to = g + i * stride + t;
       if (K - i >= L) {
 #pragma GCC unroll 16

@@ -178,7 +178,7 @@ template <class E, class A, int W> void pack_rows(const Spans& s, const E* x, in
         } else {
           for (int i = 0; i < L; ++i) square[i] = v * L + i < channels ? load_part<A>(from + (v * L + i) * channel + r, n) : V{};
         }
-        transpose<A>(square);
+        ::transpose<A>(square);
         A* out = row + (r * W + v) * L;
         if (n == L) {
 #pragma GCC unroll 16
@@ -228,13 +228,13 @@ template <class E, class A> void pack_channels(const Spans& s, const E* x, int64
         if (m == L) {  // positions beyond the last are its copies, written over later
 #pragma GCC unroll 16
           for (int i = 0; i < L; ++i) square[i] = load(from + min64(i, n - 1) * step);
-          transpose<A>(square);
+          ::transpose<A>(square);
 #pragma GCC unroll 16
           for (int i = 0; i < L; ++i) store(out + i * row, square[i]);
           continue;
         }
         for (int i = 0; i < L; ++i) square[i] = load_part<A>(from + min64(i, n - 1) * step, m);
-        transpose<A>(square);
+        ::transpose<A>(square);
         for (int i = 0; i < m; ++i) store(out + i * row, square[i]);
       }
   for (int64_t c = 0; c < channels; ++c)
