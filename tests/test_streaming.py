@@ -307,7 +307,7 @@ def test_depthwise_weights_that_are_not_finite_are_said_not_to_be_exact(number):
     s = omniconv.streaming(module)
     assert s.exact
     module[1].depthwise.weight.data[3, 0, 1] = number
-    assert "not finite" in s.inexact["1.depthwise"]
+    assert "not finite" in s.inexact["1"]
     assert omniconv.streaming(filled(DepthwiseConv1d(CHANNELS, 1))).exact
 
 

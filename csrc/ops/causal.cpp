@@ -26,13 +26,7 @@ const CausalTables& tables() {
   return isa_base::causal;
 }
 
-const CausalKernels& kernels_of(const char* op, int32_t dtype) {
-  if (dtype == aoti_torch_dtype_float32()) return tables().f32;
-  if (dtype == aoti_torch_dtype_float64()) return tables().f64;
-  if (dtype == aoti_torch_dtype_bfloat16()) return tables().bf16;
-  if (dtype == aoti_torch_dtype_float16()) return tables().f16;
-  fail(op, "the dtype must be float32, float64, bfloat16 or float16", "code " + std::to_string(dtype));
-}
+const CausalKernels& kernels_of(const char* op, int32_t dtype) { return of_dtype(op, tables(), dtype); }
 
 // The filter of a call, its weights dealt (W, D); `storage` keeps them.
 CausalFilter filter(const char* op, const Tensor& x, const Tensor& weight, const Tensor& bias, int64_t activation, std::unique_ptr<char[]>& storage) {

@@ -6,6 +6,7 @@
 #include "ops/isa.h"
 #include "ops/library.h"
 #include "ops/operand.h"
+#include "ops/sequence.h"
 #include "ops/thread.h"
 
 namespace omniconv {
@@ -26,30 +27,7 @@ const DynamicTables& tables() {
   return isa_base::dynamic;
 }
 
-const DynamicKernels& kernels_of(const char* op, int32_t dtype) {
-  if (dtype == aoti_torch_dtype_float32()) return tables().f32;
-  if (dtype == aoti_torch_dtype_float64()) return tables().f64;
-  if (dtype == aoti_torch_dtype_bfloat16()) return tables().bf16;
-  if (dtype == aoti_torch_dtype_float16()) return tables().f16;
-  fail(op, "the dtype must be float32, float64, bfloat16 or float16", "code " + std::to_string(dtype));
-}
-
-// How a layout orders its axes, and how far samples lie apart.
-struct Axes { size_t batch, channel, time; };
-constexpr Axes kLayouts[] = {{0, 1, 2}, {0, 2, 1}, {1, 2, 0}};  // (N, C, T), (N, T, C), (T, N, C)
-
-Axes axes_of(const char* op, int64_t layout) {
-  if (layout < 0 || layout > 2) fail(op, "layout must be 0 (N, C, T), 1 (N, T, C) or 2 (T, N, C)", std::to_string(layout));
-  return kLayouts[layout];
-}
-
-Ints in_layout(const Axes& axes, int64_t batch, int64_t channels, int64_t length) {
-  Ints size(3);
-  size[axes.batch] = batch;
-  size[axes.channel] = channels;
-  size[axes.time] = length;
-  return size;
-}
+const DynamicKernels& kernels_of(const char* op, int32_t dtype) { return of_dtype(op, tables(), dtype); }
 
 // One call: what all heads of all samples share.
 struct Call {
@@ -63,23 +41,10 @@ struct Call {
 
 // The call of an input of `size` and kernels (N, H, K, Out or 1); pads are (before, after).
 Call settle(const char* op, const Axes& axes, const Ints& size, const Tensor& kernels, const Ints& pads, int64_t dilation, int64_t mode, bool softmax) {
-  constexpr int64_t kMost = int64_t(1) << 31;
   if (size.size() != 3) fail(op, "the input must have 3 axes", text(size));
   const int64_t batch = size[axes.batch], channels = size[axes.channel], length = size[axes.time];
   if (kernels.dim() != 4 || kernels.size(0) != batch) fail(op, "kernels must be (N, H, K, Out) for an input " + text(size), text(kernels.size()));
-  const int64_t heads = kernels.size(1), K = kernels.size(2);
-  if (heads < 1 || channels < 1 || channels % heads) fail(op, "the heads of kernels must divide the input's channels", text(kernels.size()) + " for " + text(size));
-  if (pads.size() != 2) fail(op, "pads must be (before, after)", text(pads));
-  const int64_t before = pads[0], after = pads[1];
-  if (length < 1 || length > kMost || K < 1 || K > kMost || dilation < 1 || dilation > kMost || before < 0 || before > kMost || after < 0 || after > kMost)
-    fail(op, "length, kernel and dilation must be at least 1 and pads at least 0", text({length, K, dilation, before, after}));
-  if (mode < kZeros || mode > kCircular) fail(op, "the padding mode must be known", std::to_string(mode));
-  const int64_t reach = dilation * (K - 1), outputs = length + before + after - reach;
-  if (outputs < 1) fail(op, "the padded input must hold one window", text({length, before, after}) + " for kernel " + std::to_string(K) + " with dilation " + std::to_string(dilation));
-  // what a tile copies, in each of its rows
-  if (reach > (int64_t(1) << 24)) fail(op, "a window must cover at most 2^24 positions", std::to_string(reach));
-  if (mode == kReflect && (before >= length || after >= length)) fail(op, "reflected pads must be below the size", text({length, before, after}));
-  if (mode == kCircular && (before > length || after > length)) fail(op, "circular pads must be at most the size", text({length, before, after}));
+  const int64_t heads = kernels.size(1), K = kernels.size(2), outputs = outputs_of(op, axes, size, "kernels", heads, K, pads, dilation, mode);
   if (kernels.size(3) != 1 && kernels.size(3) != outputs) fail(op, "kernels must have " + std::to_string(outputs) + " positions, or 1", text(kernels.size()));
   Call c;
   c.batch = batch;
@@ -92,7 +57,7 @@ Call settle(const char* op, const Axes& axes, const Ints& size, const Tensor& ke
   c.g.heads = axes.channel == 2 ? std::min(heads, std::max<int64_t>(1, 16 / c.g.group)) : 1;
   c.g.kernel = K;
   c.g.dilation = dilation;
-  c.g.before = before;
+  c.g.before = pads[0];
   c.g.positions = kernels.size(3);
   c.g.softmax = softmax;
   c.g.seed = c.g.row = 0;
@@ -123,14 +88,8 @@ void settle_drops(const char* op, DynamicGeometry& g, const Tensor& seed, int64_
   g.scale = dropped == kAll ? 0.0 : double(kAll) / double(kAll - dropped);
 }
 
-void check_mask(const char* op, const Tensor& mask, int64_t batch, int64_t length) {
-  if (mask && (mask.dim() != 2 || mask.size(0) != batch || mask.size(1) != length || mask.dtype() != aoti_torch_dtype_bool()))
-    fail(op, "mask must be bool (N, T)", text(mask.size()));
-}
-
-void check_grad(const char* op, const Call& c, const Axes& axes, const Tensor& grad_y, const Tensor& kernels) {
-  const Ints size = in_layout(axes, c.batch, c.channels, c.g.outputs);
-  if (grad_y.size() != size) fail(op, "grad_y must have the size of the output " + text(size), text(grad_y.size()));
+void check_grads(const char* op, const Call& c, const Axes& axes, const Tensor& grad_y, const Tensor& kernels) {
+  check_grad(op, in_layout(axes, c.batch, c.channels, c.g.outputs), grad_y);
   if (grad_y.dtype() != kernels.dtype()) fail(op, "grad_y must have the dtype of kernels", std::to_string(grad_y.dtype()));
 }
 
@@ -206,7 +165,7 @@ Tensor dynamic_grad_input(const Tensor& given, const Tensor& numbers, const Opti
   const Axes axes = axes_of(op, layout);
   const Ints size = with_length(axes, given.size(), length, op);
   Call c = settle(op, axes, size, numbers, pads, dilation, kZeros, softmax);
-  check_grad(op, c, axes, given, numbers);
+  check_grads(op, c, axes, given, numbers);
   check_mask(op, mask, c.batch, c.g.length);
   settle_drops(op, c.g, seed, dropped);
   const Settled gs(given, dense(given, false)), ks(numbers, dense(numbers, false)), ms(mask, !mask || dense(mask, false));
@@ -229,7 +188,7 @@ Tensor dynamic_grad_kernels(const Tensor& grad, const Tensor& given, const Tenso
   const Axes axes = axes_of(op, layout);
   Call c = settle(op, axes, given.size(), numbers, pads, dilation, kZeros, softmax);
   if (numbers.dtype() != given.dtype()) fail(op, "kernels must have the input's dtype", std::to_string(numbers.dtype()));
-  check_grad(op, c, axes, grad, numbers);
+  check_grads(op, c, axes, grad, numbers);
   check_mask(op, mask, c.batch, c.g.length);
   settle_drops(op, c.g, seed, dropped);
   const Settled gs(grad, dense(grad, false)), xs(given, dense(given, false)), ks(numbers, dense(numbers, false)), ms(mask, !mask || dense(mask, false));

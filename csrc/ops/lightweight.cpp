@@ -6,6 +6,7 @@
 #include "ops/isa.h"
 #include "ops/library.h"
 #include "ops/operand.h"
+#include "ops/sequence.h"
 #include "ops/thread.h"
 
 namespace omniconv {
@@ -26,29 +27,7 @@ const LightweightTables& tables() {
   return isa_base::lightweight;
 }
 
-const LightweightKernels& kernels_of(const char* op, int32_t dtype) {
-  if (dtype == aoti_torch_dtype_float32()) return tables().f32;
-  if (dtype == aoti_torch_dtype_float64()) return tables().f64;
-  if (dtype == aoti_torch_dtype_bfloat16()) return tables().bf16;
-  if (dtype == aoti_torch_dtype_float16()) return tables().f16;
-  fail(op, "the dtype must be float32, float64, bfloat16 or float16", "code " + std::to_string(dtype));
-}
-
-struct Axes { size_t batch, channel, time; };
-constexpr Axes kLayouts[] = {{0, 1, 2}, {0, 2, 1}, {1, 2, 0}};  // (N, C, T), (N, T, C), (T, N, C)
-
-Axes axes_of(const char* op, int64_t layout) {
-  if (layout < 0 || layout > 2) fail(op, "layout must be 0 (N, C, T), 1 (N, T, C) or 2 (T, N, C)", std::to_string(layout));
-  return kLayouts[layout];
-}
-
-Ints in_layout(const Axes& axes, int64_t batch, int64_t channels, int64_t length) {
-  Ints size(3);
-  size[axes.batch] = batch;
-  size[axes.channel] = channels;
-  size[axes.time] = length;
-  return size;
-}
+const LightweightKernels& kernels_of(const char* op, int32_t dtype) { return of_dtype(op, tables(), dtype); }
 
 bool is_whole(const Tensor& t) { return !t || dense(t, false); }
 
@@ -63,37 +42,15 @@ struct Call {
 
 // The call of an input of `size` and a weight (H, K); pads are (before, after).
 Call settle(const char* op, const Axes& axes, const Ints& size, const Tensor& weight, int32_t dtype, const Ints& pads, int64_t dilation, int64_t mode) {
-  constexpr int64_t kMost = int64_t(1) << 31, kFarthest = int64_t(1) << 24;
   if (size.size() != 3) fail(op, "the input must have 3 axes", text(size));
   const int64_t batch = size[axes.batch], channels = size[axes.channel], length = size[axes.time];
   if (weight.dim() != 2) fail(op, "weight must be (H, K)", text(weight.size()));
   if (weight.dtype() != dtype && weight.dtype() != kept_in(dtype)) fail(op, "weight must have the input's dtype, or that of its sums", std::to_string(weight.dtype()));
-  const int64_t heads = weight.size(0), K = weight.size(1);
-  if (heads < 1 || channels < 1 || channels % heads) fail(op, "the heads of weight must divide the input's channels", text(weight.size()) + " for " + text(size));
-  if (pads.size() != 2) fail(op, "pads must be (before, after)", text(pads));
-  const int64_t before = pads[0], after = pads[1];
-  if (length < 1 || length > kMost || K < 1 || K > kMost || dilation < 1 || dilation > kMost || before < 0 || before > kMost || after < 0 || after > kMost)
-    fail(op, "length, kernel and dilation must be at least 1 and pads at least 0", text({length, K, dilation, before, after}));
-  if (mode < kZeros || mode > kCircular) fail(op, "the padding mode must be known", std::to_string(mode));
-  const int64_t reach = dilation * (K - 1), outputs = length + before + after - reach;
-  if (outputs < 1) fail(op, "the padded input must hold one window", text({length, before, after}) + " for kernel " + std::to_string(K) + " with dilation " + std::to_string(dilation));
-  if (reach > kFarthest) fail(op, "a window must cover at most 2^24 positions", std::to_string(reach));  // a tile may hold as many
-  if (mode == kReflect && (before >= length || after >= length)) fail(op, "reflected pads must be below the size", text({length, before, after}));
-  if (mode == kCircular && (before > length || after > length)) fail(op, "circular pads must be at most the size", text({length, before, after}));
+  const int64_t heads = weight.size(0), K = weight.size(1), outputs = outputs_of(op, axes, size, "weight", heads, K, pads, dilation, mode);
   const Ints x = strides(size, false), y = strides(in_layout(axes, batch, channels, outputs), false);
-  return {{length, outputs, channels, channels / heads, K, dilation, before, x[axes.time], x[axes.channel], x[axes.batch], y[axes.time], y[axes.channel], y[axes.batch],
+  return {{length, outputs, channels, channels / heads, K, dilation, pads[0], x[axes.time], x[axes.channel], x[axes.batch], y[axes.time], y[axes.channel], y[axes.batch],
            Mode(mode), kNone},
           batch, heads, axes.time == 2};
-}
-
-void check_mask(const char* op, const Tensor& mask, const Call& c) {
-  if (mask && (mask.dim() != 2 || mask.size(0) != c.batch || mask.size(1) != c.g.length || mask.dtype() != aoti_torch_dtype_bool()))
-    fail(op, "mask must be bool (N, T)", text(mask.size()));
-}
-
-void check_grad(const char* op, const Call& c, const Axes& axes, const Tensor& grad_y) {
-  const Ints size = in_layout(axes, c.batch, c.g.channels, c.g.outputs);
-  if (grad_y.size() != size) fail(op, "grad_y must have the size of the output " + text(size), text(grad_y.size()));
 }
 
 // The weights as they are applied, in the type of sums; their taps reversed where asked.
@@ -138,7 +95,7 @@ Tensor lightweight(const Tensor& given, const Tensor& weight, const OptionalTens
   Call c = settle(op, axes, given.size(), weight, given.dtype(), pads, dilation, mode);
   if (bias && (bias.dim() != 1 || bias.size(0) != c.g.channels || (bias.dtype() != given.dtype() && bias.dtype() != kept_in(given.dtype()))))
     fail(op, "bias must be (C,) of the input's dtype, or that of its sums", text(bias.size()));
-  check_mask(op, mask, c);
+  check_mask(op, mask, c.batch, c.g.length);
   const bool curved = activation == kSilu || activation == kGelu || activation == kSigmoid;
   if (activation < kNone || activation > kSigmoid || (curved && given.dtype() == aoti_torch_dtype_float64()))
     fail(op, "the activation must be one that is fused", std::to_string(activation));
@@ -164,8 +121,8 @@ Tensor lightweight_grad_input(const Tensor& given, const Tensor& weight, const O
   Ints size = given.size();
   size[axes.time] = length[0];
   Call c = settle(op, axes, size, weight, given.dtype(), pads, dilation, kZeros);
-  check_grad(op, c, axes, given);
-  check_mask(op, mask, c);
+  check_grad(op, in_layout(axes, c.batch, c.g.channels, c.g.outputs), given);
+  check_mask(op, mask, c.batch, c.g.length);
   Tensor grad_x = Tensor::empty(size, strides(size, false), given.dtype());
   if (!grad_x.numel()) return grad_x;
   const Settled grad_y(given, is_whole(given)), masked(mask, is_whole(mask));
@@ -186,9 +143,9 @@ std::pair<Tensor, Tensor> lightweight_grad_weight(const Tensor& grad, const Tens
   const LightweightKernels& k = kernels_of(op, given.dtype());
   const Axes axes = axes_of(op, layout);
   const Call c = settle(op, axes, given.size(), weight, given.dtype(), pads, dilation, kZeros);
-  check_grad(op, c, axes, grad);
+  check_grad(op, in_layout(axes, c.batch, c.g.channels, c.g.outputs), grad);
   if (grad.dtype() != given.dtype()) fail(op, "grad_y must have the input's dtype", std::to_string(grad.dtype()));
-  check_mask(op, mask, c);
+  check_mask(op, mask, c.batch, c.g.length);
   const LightweightGeometry& g = c.g;
   const int32_t kept = kept_in(given.dtype());
   const int64_t sum = element_size(kept), element = element_size(given.dtype()), weights = c.heads * g.kernel, biases = bias ? g.channels : 0;

@@ -18,6 +18,15 @@ inline std::string text(const Ints& values) {
   return s + ")";
 }
 
+// Of tables by element type, the one of a dtype.
+template <class Tables> const auto& of_dtype(const char* op, const Tables& tables, int32_t dtype) {
+  if (dtype == aoti_torch_dtype_float32()) return tables.f32;
+  if (dtype == aoti_torch_dtype_float64()) return tables.f64;
+  if (dtype == aoti_torch_dtype_bfloat16()) return tables.bf16;
+  if (dtype == aoti_torch_dtype_float16()) return tables.f16;
+  fail(op, "the dtype must be float32, float64, bfloat16 or float16", "code " + std::to_string(dtype));
+}
+
 // How a tensor lies in memory: axes of size 1 do not count.
 inline bool dense(const Tensor& x, bool last) {
   int64_t expected = 1;

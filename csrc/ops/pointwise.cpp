@@ -25,13 +25,7 @@ const GemmTables& tables() {
   return isa_base::gemm;
 }
 
-const GemmKernels& kernels_of(const char* op, int32_t dtype) {
-  if (dtype == aoti_torch_dtype_float32()) return tables().f32;
-  if (dtype == aoti_torch_dtype_float64()) return tables().f64;
-  if (dtype == aoti_torch_dtype_bfloat16()) return tables().bf16;
-  if (dtype == aoti_torch_dtype_float16()) return tables().f16;
-  fail(op, "the dtype must be float32, float64, bfloat16 or float16", "code " + std::to_string(dtype));
-}
+const GemmKernels& kernels_of(const char* op, int32_t dtype) { return of_dtype(op, tables(), dtype); }
 
 // y (N, O, T), contiguous, of x (N, C, T) and weight (O, C, 1), both in any strides.
 Tensor pointwise(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, int64_t activation, bool flush) {
