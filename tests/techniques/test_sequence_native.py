@@ -1,4 +1,4 @@
-"""Lightweight and dynamic, natively, with results longer or shorter than the input: one length is not taken for the other."""
+"""What holds for the native kernels of lightweight and dynamic alike: lengths that differ, and calls that are looked up."""
 
 from itertools import product
 
@@ -7,6 +7,7 @@ import torch
 
 from omniconv.functional import dynamic_conv1d, lightweight_conv1d
 from omniconv.settings import composite_only
+from omniconv.techniques import find
 from omniconv.techniques._sequence import LAYOUTS
 
 BATCH = 2
@@ -41,3 +42,33 @@ def test_outputs_may_be_more_or_fewer_than_positions(form, layout, channels, lev
         assert all(torch.equal(a, b) for a, b in zip(made, expected, strict=True)), (heads, length, taps, pads)
         with torch.no_grad():
             assert torch.equal(op(*operands, (pads,), softmax=False, layout=layout), expected[0])
+
+
+CHANGES = [
+    {"softmax": False}, {"layout": "NTC"}, {"padding": "causal"}, {"padding": ((2, 0),)}, {"padding_mode": "reflect"},
+    {"activation": "relu"}, {"dilation": 2}, {"padding_mask": torch.arange(12).view(2, 6) % 5 == 0},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: next(iter(change)))
+@pytest.mark.parametrize("name", ["lightweight", "dynamic"])
+def test_a_call_that_is_looked_up_is_told_from_those_beside_it(name, change):
+    x, kernel = torch.randn(2, 6, 6), torch.randn((3, 3) if name == "lightweight" else (2, 3, 3, 6))
+    for settings in ({}, change, {}, change):
+        expected = find(name).reference(x.double(), kernel.double(), **{"padding": "same"} | settings)
+        torch.testing.assert_close(find(name).ops[1](x, kernel, **settings).double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "change", [{"dilation": True}, {"dilation": 1.0}, {"padding": ((1.0, 1),)}, {"softmax": 2}, {"padding_mask": 1}]
+)
+@pytest.mark.parametrize("name", ["lightweight", "dynamic"])
+def test_a_call_that_is_looked_up_admits_nothing_that_is_equal_to_it(name, change):
+    kernel = torch.randn((3, 3) if name == "lightweight" else (2, 3, 3, 6))
+    find(name).ops[1](torch.randn(2, 6, 6), kernel, padding=1)
+    if "softmax" in change:  # taken by its truth, as ever
+        y = find(name).ops[1](torch.ones(2, 6, 6), kernel, padding=0 if name == "lightweight" else 1, **change)
+        assert torch.allclose(y[:, :, 1:3], torch.ones(2, 6, 2))
+        return
+    with pytest.raises((TypeError, ValueError), match=f"{name}_conv1d: "):
+        find(name).ops[1](torch.randn(2, 6, 6), kernel, **{"padding": 1} | change)
