@@ -70,10 +70,16 @@ class Task:
         return first
 
 
-def torch_way(name: str, direction: str, op: Callable[..., Tensor], operands: Mapping[str, Any], grad_y: Tensor) -> Way:
-    """A torch function on these operands, forward alone or with the backward of a training step; ``grad_y`` is in NCT."""
+def torch_way(
+    name: str, direction: str, op: Callable[..., Tensor], operands: Mapping[str, Any], grad_y: Tensor, layout: str | None = None
+) -> Way:
+    """A torch function on these operands, forward alone or with the backward of a training step; ``grad_y`` is in NCT.
+
+    A sequence is in ``layout``, or where that is not given, in the one among the operands.
+    """
     operands = {k: v.detach() if isinstance(v, Tensor) else v for k, v in operands.items()}
-    axes = LAYOUTS[operands["layout"]] if "layout" in operands else None
+    layout = layout or operands.get("layout")
+    axes = None if layout is None else LAYOUTS[layout]
     if direction == FORWARD:
         forward = partial(op, **operands)
         return Way(name, forward, lambda: (forward() if axes is None else axes.channel_first(forward()),))
@@ -191,7 +197,14 @@ def _compiled(task: Task, direction: str) -> Iterator[Way]:
             continue
         settings = {k: v for k, v in operands.items() if not isinstance(v, Tensor)}
         tensors = {k: v for k, v in operands.items() if isinstance(v, Tensor)}
-        yield torch_way(f"torch.compile{name.removeprefix('torch')}", direction, _inductor(op, settings), tensors, task.grad_y)
+        yield torch_way(
+            f"torch.compile{name.removeprefix('torch')}",
+            direction,
+            _inductor(op, settings),
+            tensors,
+            task.grad_y,
+            settings.get("layout"),
+        )
 
 
 def _inductor(op: Callable[..., Tensor], settings: Mapping[str, Any]) -> Callable[..., Tensor]:
