@@ -131,7 +131,7 @@ class Attention(nn.TransformerEncoderLayer):
     def __init__(self, channels: int, hidden: int) -> None:
         super().__init__(channels, HEADS, hidden, DROPOUT, batch_first=True, norm_first=True)
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:  # type: ignore[override]  # torch's takes more masks
         """The block; ``mask`` is True at padding."""
         return super().forward(x, src_key_padding_mask=mask)
 

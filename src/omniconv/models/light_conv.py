@@ -108,7 +108,7 @@ class _Block(nn.Module):
         for norm in (self.conv_norm, self.attention_norm, self.feed_forward_norm):
             if norm is not None:
                 norm.reset_parameters()
-        self.conv.reset_parameters()  # type: ignore[operator]
+        self.conv.reset_parameters()  # type: ignore[operator]  # both layers have it; nn.Module's own attributes hide that
         if self.attention is not None:
             self.attention._reset_parameters()
 

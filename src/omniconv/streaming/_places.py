@@ -143,7 +143,7 @@ def place_of(name: str, module: nn.Module, layout: Layout) -> Place:
         refuse(label, "the module must be in evaluation mode", "training mode; call eval() on the whole")
     if _forwards_as(module, "stream_reads"):
         try:
-            reads = module.stream_reads()  # type: ignore[operator]
+            reads = module.stream_reads()  # type: ignore[operator]  # asked for above; nn.Module says Tensor | Module
         except ValueError as error:
             raise ValueError(f"streaming: {label}: {error}") from None
         if reads is not None:

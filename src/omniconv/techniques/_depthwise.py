@@ -16,6 +16,7 @@ from omniconv import _native, settings
 from omniconv.geometry import PADDING_MODES, Grid
 from omniconv.layout import arrange, is_channels_last, is_channels_last_quickly
 from omniconv.techniques._activation import activate, followed_apart
+from omniconv.techniques._calls import Calls
 from omniconv.techniques._grid import convolve, is_plain
 from omniconv.techniques._layer import one_position
 from omniconv.techniques._operator import accumulated_in, deliver
@@ -89,9 +90,8 @@ class Known(NamedTuple):
     integers: Windows
 
 
-_known: dict[Hashable, Known] = {}
+_known = Calls[Known]()
 _PLAIN = frozenset((Tensor, torch.nn.Parameter))  # subclasses have ways of their own
-_MOST_KNOWN = 4096
 
 
 def call_key(
@@ -136,10 +136,7 @@ def call_key(
 
 def known(key: Hashable, x: Tensor, weight: Tensor, bias: Tensor | None) -> Known | None:
     """What :func:`remember` was told of such a call; None where nothing was, or a gradient is wanted that the engine refuses."""
-    try:
-        found = _known.get(key)
-    except TypeError:  # an activation or a mode without a hash
-        return None
+    found = _known.find(key)
     return None if found is None or (found.windows.mode != "zeros" and wants_gradient(x, weight, bias)) else found
 
 
@@ -147,9 +144,7 @@ def remember(key: Hashable, rank: int, input: Tensor, weight: Tensor, bias: Tens
     """Notes a call that passed its checks, if the engine takes all calls like it."""
     if key is None or input.dim() != rank + 2 or refusal(input, weight, bias, windows) is not None:
         return
-    if len(_known) >= _MOST_KNOWN:
-        _known.clear()
-    _known[key] = Known(windows, raw_windows(windows))
+    _known.note(key, Known(windows, raw_windows(windows)))
 
 
 def raw_windows(windows: Grid) -> Windows:

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import register_flop_formula
 from omniconv import _native, settings
 from omniconv.geometry import PADDING_MODES, Grid
 from omniconv.techniques._activation import activate
+from omniconv.techniques._calls import Calls
 from omniconv.techniques._depthwise import ACTIVATION_CODES, fused_activation, wants_gradient
 from omniconv.techniques._operator import accumulated_in
 from omniconv.techniques._sequence import Axes, normalised
@@ -42,16 +43,12 @@ class Known(NamedTuple):
     mode: str
 
 
-_known: dict[Hashable, Known] = {}
-_MOST_KNOWN = 4096
+_known = Calls[Known]()
 
 
 def known(key: Hashable, x: Tensor, kernels: Tensor, bias: Tensor | None) -> Known | None:
     """What :func:`remember` was told of such a call; None where nothing was, or a gradient is wanted that the engine refuses."""
-    try:
-        found = _known.get(key)
-    except TypeError:  # a setting without a hash
-        return None
+    found = _known.find(key)
     return None if found is None or (found.mode != "zeros" and wants_gradient(x, kernels, bias)) else found
 
 
@@ -59,9 +56,7 @@ def remember(key: Hashable, x: Tensor, kernels: Tensor, bias: Tensor | None, axe
     """Notes a call without mask and dropout that passed its checks, if the engine takes all calls like it."""
     if key is None or refusal(x, kernels, bias, windows) is not None:
         return
-    if len(_known) >= _MOST_KNOWN:
-        _known.clear()
-    _known[key] = Known(_place(axes, windows), windows.mode)
+    _known.note(key, Known(_place(axes, windows), windows.mode))
 
 
 def _place(axes: Axes, windows: Grid) -> Windows:

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import register_flop_formula
 from omniconv import _native, settings
 from omniconv.geometry import PADDING_MODES, Grid
 from omniconv.techniques._activation import activate
+from omniconv.techniques._calls import Calls
 from omniconv.techniques._depthwise import ACTIVATION_CODES, fused_activation, wants_gradient
 from omniconv.techniques._operator import accumulated_in
 from omniconv.techniques._sequence import Axes, normalised
@@ -26,16 +27,12 @@ Shape = Sequence[int]
 Windows = tuple[int, tuple[int, int], int]  # layout, (before, after), dilation
 Composite = Callable[..., Tensor]
 
-_known: dict[Hashable, tuple[Axes, Grid]] = {}
-_MOST_KNOWN = 4096
+_known = Calls[tuple[Axes, Grid]]()
 
 
 def known(key: Hashable, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Axes, Grid] | None:
     """What :func:`remember` was told of such a call; None where nothing was, or a gradient is wanted that the engine refuses."""
-    try:
-        found = _known.get(key)
-    except TypeError:  # a layout, an activation or a mode without a hash
-        return None
+    found = _known.find(key)
     return None if found is None or (found[1].mode != "zeros" and wants_gradient(x, weight, bias)) else found
 
 
@@ -43,9 +40,7 @@ def remember(key: Hashable, input: Tensor, weight: Tensor, bias: Tensor | None, 
     """Notes a call that passed its checks, if the engine takes all calls like it."""
     if key is None or input.dim() != 3 or refusal(input, weight, bias, windows, weight.shape[1]) is not None:
         return
-    if len(_known) >= _MOST_KNOWN:
-        _known.clear()
-    _known[key] = axes, windows
+    _known.note(key, (axes, windows))
 
 
 def lightweight(

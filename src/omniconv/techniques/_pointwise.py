@@ -13,6 +13,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from omniconv import _native, settings
 from omniconv.techniques._activation import activate
+from omniconv.techniques._calls import Calls
 from omniconv.techniques._depthwise import ACTIVATION_CODES, fused_activation, is_transformed, wants_gradient
 from omniconv.techniques._operator import accumulated_in
 from omniconv.techniques._technique import Engine
@@ -39,25 +40,19 @@ def refusal(x: Tensor) -> str | None:
     return None
 
 
-_steps: dict[Hashable, int] = {}
-_MOST_KNOWN = 4096
+_steps = Calls[int]()
 
 
 def known_step(key: Hashable) -> int | None:
     """The stride of a call that :func:`remember_step` was told of; None for any other."""
-    try:
-        return None if key is None else _steps.get(key)
-    except TypeError:  # an activation without a hash
-        return None
+    return _steps.find(key)
 
 
 def remember_step(key: Hashable, x: Tensor, step: int) -> None:
     """Notes a call that passed its checks and that the engine takes; ``key`` is its ``call_key``, if it has one."""
     if key is None or x.dim() != 3:
         return
-    if len(_steps) >= _MOST_KNOWN:
-        _steps.clear()
-    _steps[key] = step
+    _steps.note(key, step)
 
 
 def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, step: int = 1) -> Tensor:

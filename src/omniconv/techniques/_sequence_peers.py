@@ -230,13 +230,13 @@ _FORMULATIONS: dict[str, Compute] = {
 def _lightweight(
     compute: Compute, input: Tensor, weight: Tensor, bias: Tensor | None = None, padding: Padding = "same", **settings: object
 ) -> Tensor:
-    return _through_torch(compute, input, weight[None, :, :, None], bias, padding, **settings)  # type: ignore[arg-type]
+    return _through_torch(compute, input, weight[None, :, :, None], bias, padding, **settings)  # type: ignore[arg-type]  # settings are a mapping of the op's own
 
 
 def _dynamic(
     compute: Compute, input: Tensor, kernels: Tensor, bias: Tensor | None = None, padding: Padding = "same", **settings: object
 ) -> Tensor:
-    return _through_torch(compute, input, kernels, bias, padding, **settings)  # type: ignore[arg-type]
+    return _through_torch(compute, input, kernels, bias, padding, **settings)  # type: ignore[arg-type]  # settings are a mapping of the op's own
 
 
 LIGHTWEIGHT_PEERS = tuple(Peer(name, partial(_lightweight, compute)) for name, compute in _FORMULATIONS.items())
