@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from omniconv.analysis.plots.style import SUFFIXES, rendered
 from omniconv.analysis.tables import Column, Table, as_csv, as_json, as_markdown
 from omniconv.timing import Machine
 
@@ -34,7 +35,7 @@ FileOption = Annotated[
 ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite FILE.")]
 
 Show = Callable[[Console], None]
-Writer = Callable[[], str]
+Writer = Callable[[], str | bytes]
 
 
 def notes() -> Console:
@@ -80,11 +81,11 @@ def check_file(command: str, file: Path | None, force: bool, suffixes: Sequence[
         raise ValueError(f"{command}: the output file must be writable, got '{file}'")
 
 
-def write_file(command: str, file: Path, text: str) -> None:
-    """Writes the file whole or not at all."""
+def write_file(command: str, file: Path, content: str | bytes) -> None:
+    """Writes the file whole or not at all; text ends its last line."""
     part = file.with_name(f".{file.name}.part")
     try:
-        part.write_text(text, encoding="utf-8")
+        part.write_bytes(content if isinstance(content, bytes) else f"{content}\n".encode())
         os.replace(part, file)
     except OSError as error:
         part.unlink(missing_ok=True)
@@ -115,7 +116,7 @@ def deliver(
         remarks: Lines below the Markdown.
         writers: Further suffixes of the file.
     """
-    texts: dict[str, Writer] = {
+    texts: dict[str, Callable[[], str]] = {
         ".json": lambda: as_json(result),
         ".csv": lambda: as_csv(tables),
         ".md": lambda: "\n".join([as_markdown(tables), *(line for remark in remarks for line in ("", remark))]),
@@ -126,7 +127,17 @@ def deliver(
         sys.stdout.write(texts[f".{form.value}"]() + "\n")
         sys.stdout.flush()
     if file is not None:
-        write_file(command, file, (texts | (writers or {}))[file.suffix.lower()]() + "\n")
+        known: dict[str, Writer] = {**texts, **(writers or {})}
+        write_file(command, file, known[file.suffix.lower()]())
+
+
+def plot_writers(plot: Callable[[], Any]) -> dict[str, Writer]:
+    """What ``deliver`` writes of a plot, by suffix."""
+
+    def writer(suffix: str) -> Writer:
+        return lambda: rendered(plot(), suffix)
+
+    return {suffix: writer(suffix) for suffix in SUFFIXES}
 
 
 TEXT_SUFFIXES = (".json", ".csv", ".md")
