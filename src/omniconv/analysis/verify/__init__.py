@@ -1,0 +1,8 @@
+"""Whether what the library says a convolution costs is what it does: formula against ones, against what runs, against gradients."""
+
+from omniconv.analysis.verify.checks import Check, of_problem
+from omniconv.analysis.verify.grid import problems
+from omniconv.analysis.verify.oracle import counted
+from omniconv.analysis.verify.run import Summary, Verification, summaries, verify
+
+__all__ = ["Check", "Summary", "Verification", "counted", "of_problem", "problems", "summaries", "verify"]
