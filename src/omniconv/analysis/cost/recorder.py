@@ -1,0 +1,256 @@
+"""Watches a run below autograd and writes a row for everything that works."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakIdKeyDictionary
+
+from omniconv.analysis.cost import products as products
+from omniconv.analysis.cost.calls import Call, base_name, tensors_in
+from omniconv.analysis.cost.estimates import work_of
+from omniconv.analysis.cost.memory import Memory
+from omniconv.analysis.cost.result import METRICS, Counts, Coverage, Row, Shapes, total_status
+from omniconv.analysis.cost.work import Work, bytes_of
+from omniconv.geometry import Pairs
+from omniconv.problem import Problem
+
+# what makes no numbers and moves none
+_FREE = frozenset(("_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "lift_fresh"))
+# what hands a parameter on as it is, in another type or layout
+_COPIES = frozenset(("_to_copy", "clone", "contiguous", "copy"))
+
+
+@dataclass
+class Line:
+    """A Row that is being written."""
+
+    name: str
+    type: str
+    op: str
+    technique: str | None
+    problem: Problem | None
+    inputs: Shapes
+    outputs: Shapes
+    calls: int = 0
+    params: int = 0
+    forward: Counts = field(default_factory=Counts)
+    backward: Counts = field(default_factory=Counts)
+    seen: dict[str, list[str]] = field(default_factory=lambda: {name: [] for name in METRICS})
+
+    def add(self, counts: Counts, work: Work | None, backward: bool) -> None:
+        """One more call."""
+        known = work is not None
+        if backward:
+            self.backward += counts
+            if known:
+                return
+        else:
+            self.forward += counts
+            self.calls += 1
+        self.note("macs_dense", "exact" if known else "unknown")
+        self.note("macs_valid", work.valid if work is not None else "unknown")
+        self.note("flops", work.flops_status if work is not None else "unknown")
+        self.note("bytes_min", "exact" if known else "estimate")
+        self.note("bytes_impl", "estimate")
+
+    def note(self, metric: str, status: str) -> None:
+        """A status that was met."""
+        if status not in self.seen[metric]:
+            self.seen[metric].append(status)
+
+    def row(self, backward: bool) -> Row:
+        """As a result."""
+        return Row(
+            self.name, self.type, self.op, self.technique, self.problem, self.inputs, self.outputs, self.calls, self.params,
+            **vars(self.forward), backward=self.backward if backward else None,
+            status={name: total_status(seen or ["exact"]) for name, seen in self.seen.items()},
+        )  # fmt: skip
+
+
+class Modules:
+    """Which module is running, by hooks that are removed on leaving."""
+
+    def __init__(self, root: nn.Module | None) -> None:
+        self.running: list[str] = []
+        self.types: dict[str, str] = {}
+        self.leaves: set[str] = set()
+        self.modules: dict[str, nn.Module] = {}
+        self._hooks: list[Any] = []
+        if root is not None:
+            self.modules = dict(root.named_modules())
+        for name, module in self.modules.items():
+            self.types[name] = type(module).__name__
+            if not any(True for _ in module.children()) or hasattr(module, "technique"):
+                self.leaves.add(name)
+
+    def __enter__(self) -> "Modules":
+        for name, module in self.modules.items():
+            self._hooks.append(module.register_forward_pre_hook(self._entered(name), prepend=True))
+            self._hooks.append(module.register_forward_hook(self._left, always_call=True))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _entered(self, name: str) -> Any:
+        def hook(*_: Any) -> None:
+            self.running.append(name)
+
+        return hook
+
+    def _left(self, *_: Any) -> None:
+        self.running.pop()
+
+    @property
+    def name(self) -> str:
+        """The path of the innermost."""
+        return self.running[-1] if self.running else ""
+
+
+class Recorder(TorchDispatchMode):
+    """Writes the rows of a run; see :func:`omniconv.analysis.cost`."""
+
+    def __init__(self, modules: Modules, parameters: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.modules = modules
+        self.memory = Memory()
+        self.lines: dict[Any, Line] = {}
+        self.unknown: dict[str, int] = {}
+        self.ops = 0
+        self.backwards = False  # which pass is running
+        self._made_by: dict[int, tuple[str, Line | None]] = {}  # by the number of a node of the graph
+        self._pads = WeakIdKeyDictionary()  # zeros around a tensor, by axis
+        self._of = WeakIdKeyDictionary()  # storage -> sizes of the parameters in it, not yet credited, by their place
+        self._uncredited: dict[Any, int] = {}
+        self._composite: dict[Any, bool] = {}
+        self.parameters = 0
+        for p in parameters:
+            key = (id(p.untyped_storage()), p.storage_offset())
+            if key not in self._uncredited:
+                self._uncredited[key] = p.numel()
+                self.parameters += p.numel()
+                self._of.setdefault(p.untyped_storage(), set()).add(key)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func.namespace == "prim":
+            return func(*args, **kwargs)
+        op = f"{func.namespace}::{func.overloadpacket.__name__}"
+        if self._is_composite(func, op):
+            with self:
+                made = func.decompose(*args, **kwargs)
+            if made is not NotImplemented:
+                return made
+        number = torch._C._autograd._get_sequence_nr() - 1
+        out = func(*args, **kwargs)
+        results = tensors_in(out)
+        if not results:
+            return out
+        self.memory.see(results)
+        self._carry(op, args, results)
+        line = None
+        if not (func.is_view or base_name(op) in _FREE):
+            line = self._worked(func, op, args, kwargs, out, results)
+        if not self.backwards:
+            self._made_by.setdefault(number, (self.modules.name, line))
+        return out
+
+    def _is_composite(self, func: Any, op: str) -> bool:
+        """Whether it reached the dispatcher whole, as all do in inference mode, and is made of others."""
+        if func not in self._composite:
+            made_of_others = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+            self._composite[func] = made_of_others and not func.is_view
+        return self._composite[func]
+
+    def _carry(self, op: str, args: tuple[Any, ...], results: list[Tensor]) -> None:
+        """What is known of an operand and still holds of the result."""
+        name = base_name(op)
+        if name in _COPIES:
+            source = args[-1] if name == "copy" and len(args) == 2 else args[0]
+            held = self._of.get(source.untyped_storage()) if isinstance(source, Tensor) else None
+            if held is not None:
+                self._of[results[0].untyped_storage()] = held
+            if isinstance(source, Tensor) and source in self._pads and source.shape == results[0].shape:
+                self._pads[results[0]] = self._pads[source]
+        elif name == "constant_pad_nd":
+            pads = _pads_of(args)
+            if pads is not None:
+                self._pads[results[0]] = pads
+
+    def _worked(self, func: Any, op: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, results: list[Tensor]) -> Line:
+        operands = tensors_in([args, kwargs])
+        call = self._call(func, op, args, kwargs, out, operands)
+        work = work_of(call, torch.Tag.pointwise in func.tags)
+        if not self.backwards:
+            self.ops += 1
+        if work is None:
+            self.unknown[op] = self.unknown.get(op, 0) + 1
+        moved = sum(map(bytes_of, operands)) + sum(map(bytes_of, results))
+        once = moved if work is None or work.bytes_min is None else work.bytes_min
+        counts = Counts(bytes_min=once, bytes_impl=once)
+        if work is not None:
+            counts = Counts(work.macs_dense, work.macs_valid, work.flops, once, once + work.scratch)
+        line = self._line(op, work, operands, results)
+        line.add(counts, work, self.backwards)
+        if not self.backwards and base_name(op) not in _COPIES:
+            line.params += self._credit(operands)
+        return line
+
+    def _call(self, func: Any, op: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, operands: list[Tensor]) -> Call:
+        given = list(args)
+        for argument in func._schema.arguments[len(args) :]:
+            given.append(kwargs.get(argument.name, argument.default_value))
+        padded = next((t for t in operands if t.dim() > 2), None) if "convolution" in op else None
+        if op == "aten::convolution_backward":
+            padded = args[1]
+        pads = self._pads.get(padded) if padded is not None else None
+        shared = any(t.untyped_storage() in self._of for t in operands)
+        return Call(op, tuple(given), out, pads, shared)
+
+    def _line(self, op: str, work: Work | None, operands: list[Tensor], results: list[Tensor]) -> Line:
+        """The line that the call belongs to: in the backward pass that of the op whose gradient it is a part of."""
+        name = self.modules.name
+        if self.backwards:
+            node = torch._C._current_autograd_node()
+            name, line = self._made_by.get(node._sequence_nr() if node is not None else -2, ("", None))
+            if line is not None:
+                return line
+        shapes = tuple(tuple(t.shape) for t in operands), tuple(tuple(t.shape) for t in results)
+        technique, problem = (None, None) if work is None else (work.technique, work.problem)
+        key = (name, op, technique, problem, shapes)
+        if key not in self.lines:
+            kind = self.modules.types.get(name, "") if name in self.modules.leaves else base_name(op)
+            self.lines[key] = Line(name, kind or base_name(op), op, technique, problem, *shapes)
+        return self.lines[key]
+
+    def _credit(self, operands: list[Tensor]) -> int:
+        """Parameters that these operands hold, the first time that they are asked for."""
+        found = 0
+        for x in operands:
+            for key in self._of.get(x.untyped_storage(), ()):
+                found += self._uncredited.pop(key, 0)
+        return found
+
+    def unread(self) -> dict[Any, int]:
+        """Sizes of the parameters that no op has read."""
+        return self._uncredited
+
+    def coverage(self) -> Coverage:
+        """How much of the forward is known."""
+        names = tuple(sorted(self.unknown.items(), key=lambda item: -item[1]))
+        return Coverage(self.ops, self.ops - sum(self.unknown.values()), names)
+
+
+def _pads_of(args: tuple[Any, ...]) -> Pairs | None:
+    """The zeros that constant_pad_nd puts around each axis; None where it crops or pads with another number."""
+    x, flat = args[:2]
+    value = args[2] if len(args) > 2 else 0
+    if value != 0 or any(p < 0 for p in flat):
+        return None
+    last_first = list(zip(flat[::2], flat[1::2], strict=True))
+    return ((0, 0),) * (x.dim() - len(last_first)) + tuple(reversed(last_first))
