@@ -117,9 +117,9 @@ def test_an_output_file_is_never_overwritten_without_force(tmp_path, arguments, 
 
 def test_output_files_that_are_refused_before_any_work(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "read_picture", pytest.fail)
-    assert "must end in .html, .json, .csv or .md" in refused(*SMALL, "-o", tmp_path / "a.txt")
+    assert "must end in .json, .csv, .md or .html" in refused(*SMALL, "-o", tmp_path / "a.txt")
     assert "must end in" in refused(*SMALL, "-o", tmp_path / "html")
-    assert "must end in .json, .csv or .md" in refused("list", "-o", tmp_path / "a.html")
+    assert "must end in .json, .csv, .md or .html" in refused("list", "-o", tmp_path / "a.htm")
     assert "folder that exists" in refused(*SMALL, "-o", tmp_path / "none" / "a.html")
     (tmp_path / "dir.html").mkdir()
     assert "must be a file" in refused(*SMALL, "-o", tmp_path / "dir.html", "--force")

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
+from omniconv.problem import Problem
+
 SCHEMA_VERSION = 1
 
 
@@ -17,7 +19,8 @@ class Column:
 
     ``head`` may break lines; ``right`` aligns numbers; a ``hidden`` column is for machines alone. In a terminal, a column is left
     out where there are fewer than ``needs`` characters, goes into the second line of the column that ``under`` names, ``folds``
-    long text and has a ``style`` of rich.
+    long text and has a ``style`` of rich. ``bar`` is a share in [0, 1] that is drawn beside the cell; ``guides`` keeps the lines of
+    a tree together.
     """
 
     name: str
@@ -30,6 +33,8 @@ class Column:
     folds: bool = False
     style: Callable[[Any], str] | None = None
     hidden: bool = False
+    bar: Callable[[Any], float] | None = None
+    guides: bool = False
 
     def shown(self, row: Any) -> str:
         """The cell for people; an en dash for what is unknown."""
@@ -37,6 +42,15 @@ class Column:
             return self.text(row)
         value = self.value(row)
         return "–" if value is None else str(value)
+
+    def classes(self, row: Any) -> str:
+        """What a page's style knows of the cell.
+
+        >>> Column("n", "n", lambda row: row, right=True, style=lambda row: "bold red").classes(3)
+        'right bold red'
+        """
+        words = [word for word in ("right", "folds", "guides", "bar") if getattr(self, word)]
+        return " ".join([*words, *([self.style(row)] if self.style else [])]).strip()
 
 
 @dataclass(frozen=True)
@@ -55,7 +69,12 @@ class Table:
 
 
 def plain(value: Any) -> Any:
-    """A dataclass as what JSON knows; fields marked ``metadata={"json": False}`` are left out, numbers JSON lacks are null."""
+    """A dataclass as what JSON knows.
+
+    Fields marked ``metadata={"json": False}`` are left out, numbers that JSON lacks are null, a Problem is its text.
+    """
+    if isinstance(value, Problem):
+        return str(value)
     if is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in fields(value) if f.metadata.get("json", True)}
     if isinstance(value, Mapping):
@@ -67,16 +86,18 @@ def plain(value: Any) -> Any:
     return value
 
 
-def as_json(result: Any) -> str:
-    """A result as JSON with its schema's version.
+def as_json(result: Any, kind: str | None = None) -> str:
+    """A result as JSON with its schema's version and, if it is known, the kind of result: the name of its schema.
 
-    >>> print(as_json({"answer": 42}))
+    >>> print(as_json({"answer": 42}, "question"))
     {
       "schema_version": 1,
+      "kind": "question",
       "answer": 42
     }
     """
-    return json.dumps({"schema_version": SCHEMA_VERSION} | plain(result), indent=2, ensure_ascii=False)
+    head = {"schema_version": SCHEMA_VERSION} | ({"kind": kind} if kind else {})
+    return json.dumps(head | plain(result), indent=2, ensure_ascii=False)
 
 
 def as_csv(tables: Sequence[Table]) -> str:

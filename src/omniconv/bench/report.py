@@ -1,9 +1,10 @@
 """A Comparison as tables, and as one self-contained page: no network, pictures and plot inside."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
+from omniconv.analysis.page import environment
 from omniconv.analysis.tables import Column, Table, amount, figures
 from omniconv.bench.compare import PEER_TOLERANCE, Comparison, Row
 from omniconv.bench.plot import montage, photograph, scatter
@@ -151,24 +152,31 @@ def report(result: Comparison) -> str:
         ValueError: The extra ``plot`` is not installed.
     """
     check_extra()
-    from jinja2 import Environment, PackageLoader
-
-    environment = Environment(loader=PackageLoader("omniconv.bench", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    slowest = {
-        section: max((r.latency_s.median for r in result.rows if r.section == section and r.latency_s), default=0.0)
-        for section in ("picture", "sequence")
-    }
-    return environment.get_template(TEMPLATE).render(
-        result=result,
-        headline=headline(result),
-        tables=tables(result),
-        bar=lambda row: 100 * row.latency_s.median / slowest[row.section] if row.latency_s else 0,
-        pixels=None if result.pixels is None else photograph(result.pixels),
-        stem=None if result.stem is None else montage(result.stem),
-        cards=[_card(result, index) for index in range(len(result.rows))],
-        plots={theme: scatter(result.rows, theme) for theme in ("light", "dark")},
-        techniques=len(dict.fromkeys(row.technique for row in result.rows)),
+    text = (
+        environment("omniconv.bench")
+        .get_template(TEMPLATE)
+        .render(
+            result=result,
+            headline=headline(result),
+            tables=[replace(table, columns=_with_bars(table)) for table in tables(result)],
+            pixels=None if result.pixels is None else photograph(result.pixels),
+            stem=None if result.stem is None else montage(result.stem),
+            cards=[_card(result, index) for index in range(len(result.rows))],
+            plots={theme: scatter(result.rows, theme) for theme in ("light", "dark")},
+            techniques=len(dict.fromkeys(row.technique for row in result.rows)),
+        )
     )
+    return str(text).rstrip("\n")
+
+
+def _with_bars(table: Table) -> tuple[Column, ...]:
+    """The columns, with the times drawn as shares of the slowest."""
+    slowest = max((row.latency_s.median for row in table.rows if row.latency_s), default=1.0)
+
+    def bar(row: Row) -> float:
+        return row.latency_s.median / slowest if row.latency_s else 0.0
+
+    return tuple(replace(column, bar=bar) if column.name == "latency_ms" else column for column in table.columns)
 
 
 def _card(result: Comparison, index: int) -> _Card:

@@ -602,6 +602,7 @@ def load(path: str | Path) -> Benchmark:
     try:
         if not isinstance(data, dict) or data.pop("schema_version", None) != SCHEMA_VERSION:
             raise ValueError(f"schema_version must be {SCHEMA_VERSION}")
+        data.pop("kind", None)  # runs of before there were kinds have none
         made = _read(Benchmark, data, "")
     except ValueError as error:
         raise ValueError(f"bench: {error}, in '{path}'") from None

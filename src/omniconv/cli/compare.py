@@ -55,8 +55,8 @@ def command(
     FILE may end in .html (a report with the feature maps and a plot), .json, .csv or .md.
     """
     try:
-        check_file("compare", output, force, (".html", *TEXT_SUFFIXES))
-        if output is not None and output.suffix.lower() == ".html":
+        check_file("compare", output, force, TEXT_SUFFIXES)
+        if form is Format.html or (output is not None and output.suffix.lower() == ".html"):
             check_extra()
         _check(threads, budget)
         if threads is not None:

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from omniconv.analysis import page
 from omniconv.analysis.plots.style import SUFFIXES, rendered
 from omniconv.analysis.tables import Column, Table, as_csv, as_json, as_markdown
 from omniconv.timing import Machine
@@ -26,9 +27,19 @@ class Format(str, Enum):
     json = "json"
     csv = "csv"
     md = "md"
+    html = "html"
 
 
-FormatOption = Annotated[Format, typer.Option("--format", help="What to print.")]
+def _printable(form: Format) -> Format:
+    if form is Format.html:
+        try:
+            page.check_extra("--format")
+        except ValueError as error:
+            give_up(error)
+    return form
+
+
+FormatOption = Annotated[Format, typer.Option("--format", help="What to print.", callback=_printable)]
 FileOption = Annotated[
     Path | None, typer.Option("--output", "-o", metavar="FILE", help="Also write the result to FILE, in the format of its suffix.")
 ]
@@ -79,6 +90,8 @@ def check_file(command: str, file: Path | None, force: bool, suffixes: Sequence[
         raise ValueError(f"{command}: the output file must lie in a folder that exists, got '{file}'")
     if not os.access(file if file.exists() else file.parent, os.W_OK):
         raise ValueError(f"{command}: the output file must be writable, got '{file}'")
+    if file.suffix.lower() == ".html":
+        page.check_extra(command)
 
 
 def write_file(command: str, file: Path, content: str | bytes) -> None:
@@ -109,26 +122,29 @@ def deliver(
     Args:
         command: Who speaks in errors.
         result: The dataclass, for JSON.
-        tables: Its rows, for CSV and Markdown.
+        tables: Its rows, for CSV, Markdown and HTML.
         form: What to print.
         file: Where to write it too; its suffix says as what.
         show: Draws the table for people.
-        remarks: Lines below the Markdown.
-        writers: Further suffixes of the file.
+        remarks: Lines below the Markdown and on the page.
+        writers: Further suffixes of the file, or a page of the result's own.
     """
-    texts: dict[str, Callable[[], str]] = {
-        ".json": lambda: as_json(result),
+    texts: dict[str, Writer] = {
+        ".json": lambda: as_json(result, command),
         ".csv": lambda: as_csv(tables),
         ".md": lambda: "\n".join([as_markdown(tables), *(line for remark in remarks for line in ("", remark))]),
+        ".html": lambda: page.as_html(f"omniconv {command}", tables, remarks),
+        **(writers or {}),
     }
     if form is Format.table:
         show(Console(highlight=False, markup=False, emoji=False))
     else:
-        sys.stdout.write(texts[f".{form.value}"]() + "\n")
+        text = texts[f".{form.value}"]()
+        assert isinstance(text, str)
+        sys.stdout.write(text + "\n")
         sys.stdout.flush()
     if file is not None:
-        known: dict[str, Writer] = {**texts, **(writers or {})}
-        write_file(command, file, known[file.suffix.lower()]())
+        write_file(command, file, texts[file.suffix.lower()]())
 
 
 def plot_writers(plot: Callable[[], Any]) -> dict[str, Writer]:
@@ -140,7 +156,7 @@ def plot_writers(plot: Callable[[], Any]) -> dict[str, Writer]:
     return {suffix: writer(suffix) for suffix in SUFFIXES}
 
 
-TEXT_SUFFIXES = (".json", ".csv", ".md")
+TEXT_SUFFIXES = (".json", ".csv", ".md", ".html")
 
 
 def draw(table: Table, console: Console) -> None:
