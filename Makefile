@@ -1,5 +1,5 @@
 # The commands anyone must know. `make run` and `make test` set up everything they need on a fresh machine.
-.PHONY: run test test-fast fuzz bench sanitize wheel lint format clean
+.PHONY: run test test-fast fuzz bench sanitize wheel schemas lint format clean
 
 PYTHON ?= python3
 # the torch to run and test with; any but the first has an environment of its own: make test TORCH=2.14.1
@@ -78,6 +78,10 @@ wheel: .venv-wheel/tools
 	$(PROOF) python -m pip install --quiet --disable-pip-version-check --force-reinstall --no-deps . \
 	  --config-settings build-dir=build/proof-cmake
 	cd / && $(PROOF) python -I $(CURDIR)/tests/installed.py composite
+
+# the JSON schemas that the package publishes, from the types of the results
+schemas: $(ENV)/test
+	$(BIN)/python tests/schemas.py
 
 lint: $(ENV)/lint
 	$(BIN)/ruff check

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from omniconv.cli import bench, catalogue, compare, doctor, verify
+from omniconv.cli import bench, catalogue, compare, doctor, schema, verify
 
 app = typer.Typer(
     help="Every convolution a network designer reaches for: compare them, time them, list them, look one up.",
@@ -21,6 +21,7 @@ app.command("verify")(verify.command)
 app.command("list")(catalogue.list_techniques)
 app.command("info")(catalogue.info)
 app.command("doctor")(doctor.doctor)
+app.command("schema")(schema.command)
 
 
 def _print_version(asked: bool) -> None:
