@@ -1,7 +1,7 @@
 """Segmentation of fluorescence micrographs: three ways back to full resolution, at equal parameters.
 
-    pip install --no-deps mnfinder==1.2.3                    # its pictures are read, the package not imported
-    python benchmarks/micrographs.py run --threads 2        # every network, every seed; stopped with Ctrl-C, it goes on where it was
+    pip install --no-deps mnfinder==1.2.3         # its pictures are read, the package not imported
+    python benchmarks/micrographs.py run --threads 2    # every network, every seed; stopped with Ctrl-C, it goes on where it was
     python benchmarks/micrographs.py table benchmarks/results/micrographs-*.json
 
     dilated      strides to 1/4, then dilation 2 and 4 in place of strides, then without gaps; bilinear ×4     (a small DRN-D)
