@@ -54,7 +54,12 @@ def test_each_gradient_costs_one_forward(seed, wanted):
 
 def test_a_small_network_by_hand():
     network = nn.Sequential(
-        nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)
+        nn.Conv2d(3, 8, 3, stride=2, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 10),
     )
     found = cost(network, torch.empty(2, 3, 8, 8))
     assert found.params == 3 * 8 * 9 + 8 + 16 + 8 * 10 + 10
