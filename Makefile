@@ -43,7 +43,7 @@ bench: $(OF:%=bench-%)
 bench-%: .venv-peers/run
 	mkdir -p benchmarks/results
 	$(BENCH)omniconv bench $* --threads $(THREADS) $(if $(filter 1,$(THREADS)),--cold --compile) --force \
-	  -o benchmarks/results/$*-$$($(BENCH)python -c "from omniconv.bench.runner import slug; print(slug())").json
+	  -o benchmarks/results/$*-$$($(BENCH)python -c "from omniconv.bench.results import slug; print(slug())").json
 	$(BENCH)omniconv bench $* --readme README.md
 
 # The tests of the kernels with AddressSanitizer and UndefinedBehaviorSanitizer in the native library. A finding ends its test's process

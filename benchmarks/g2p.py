@@ -34,7 +34,7 @@ from trials import Tick, every_run, save, size_of, spread, train, watched
 
 import omniconv
 from omniconv.analysis.doctor import examine
-from omniconv.bench.runner import slug
+from omniconv.bench.results import slug
 from omniconv.models import DynamicConvBlock, LightConvBlock
 from omniconv.timing import alternate, machine
 

@@ -21,7 +21,7 @@ from omniconv.analysis.doctor import Examination
 from omniconv.analysis.tables import SCHEMA_VERSION
 from omniconv.analysis.verify import Verification
 from omniconv.bench.compare import Comparison
-from omniconv.bench.runner import Benchmark
+from omniconv.bench.results import Benchmark
 from omniconv.problem import Problem
 
 # kind of result, as `deliver` is told -> what is delivered
@@ -68,9 +68,10 @@ def written(kind: Any, made: dict[type, Any]) -> Any:
 def model(record: type, made: dict[type, Any], first: dict[str, Any]) -> Any:
     """A dataclass as a model of pydantic's with the same name, text and fields."""
     hints = typing.get_type_hints(record)
-    kept = [f.name for f in dataclasses.fields(record) if f.metadata.get("json", True)]
+    kept = [f for f in dataclasses.fields(record) if f.metadata.get("json", True)]
     settings = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
-    members = first | {name: (written(hints[name], made), ...) for name in kept}
+    required = {f.name: f.default if f.metadata.get("added") else ... for f in kept}  # what was added since, older files lack
+    members = first | {name: (written(hints[name], made), default) for name, default in required.items()}
     return create_model(record.__name__, __doc__=record.__doc__, __config__=settings, **members)
 
 

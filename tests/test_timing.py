@@ -8,6 +8,7 @@ from random import Random
 import pytest
 import torch
 
+from omniconv import timing
 from omniconv.timing import Interrupted, Timing, Versus, _timing, alternate, contest, fewest_rounds, machine
 
 
@@ -235,6 +236,21 @@ def test_an_interrupted_contest_keeps_its_rounds():
     with pytest.raises(Interrupted) as stopped:
         contest({"a": clock.call("a", 1.0), "b": b}, clock=clock)
     assert (stopped.value.done.timings, stopped.value.done.versus) == ({}, {})
+
+
+def test_the_state_of_the_machine(monkeypatch, tmp_path):
+    monkeypatch.setattr(timing, "CPU_FACTS", tmp_path / "cpuinfo")
+    monkeypatch.setattr(timing, "CPU_FREQUENCY", tmp_path)
+    assert (machine().mhz, machine().governor) == (None, None)
+    (tmp_path / "cpuinfo").write_text("processor : 0\nmodel name\t: A Chip\ncpu MHz\t\t: 2600.5\n")
+    assert (machine().cpu, machine().mhz) == ("A Chip", 2600.5)
+    (tmp_path / "scaling_cur_freq").write_text("3100000\n")
+    (tmp_path / "scaling_governor").write_text("performance\n")
+    assert (machine().mhz, machine().governor) == (3100.0, "performance")
+    idle = replace(machine(), load=(1.9, 0.0, 0.0), cores=2, threads=1)
+    assert not idle.busy
+    assert replace(idle, threads=2).busy
+    assert not replace(idle, load=None).busy
 
 
 def test_real_time():

@@ -13,12 +13,16 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
 Call = Callable[[], object]
+
+CPU_FACTS = Path("/proc/cpuinfo")
+CPU_FREQUENCY = Path("/sys/devices/system/cpu/cpu0/cpufreq")
 
 FEWEST_ROUNDS = 5
 MOST_ROUNDS = 101
@@ -300,7 +304,10 @@ def _timing(samples: Sequence[float], repeats: int) -> Timing:
 
 @dataclass(frozen=True)
 class Machine:
-    """Where and in what state something was measured. ``load`` is the load average over 1, 5 and 15 minutes where there is one."""
+    """Where and in what state something was measured. ``load`` is the load average over 1, 5 and 15 minutes where there is one.
+
+    ``mhz`` is the clock frequency and ``governor`` what rules it, where the system says so; older files lack both.
+    """
 
     cpu: str
     cores: int
@@ -310,6 +317,13 @@ class Machine:
     python: str
     torch: str
     load: tuple[float, ...] | None
+    mhz: float | None = field(default=None, metadata={"added": True})
+    governor: str | None = field(default=None, metadata={"added": True})
+
+    @property
+    def busy(self) -> bool:
+        """Whether others were running beside what was measured."""
+        return self.load is not None and self.load[0] > self.cores - self.threads + 1
 
 
 def machine() -> Machine:
@@ -329,15 +343,37 @@ def machine() -> Machine:
         python=platform.python_version(),
         torch=torch.__version__,
         load=tuple(round(value, 2) for value in load()) if load else None,
+        mhz=_mhz(),
+        governor=_text_of(CPU_FREQUENCY / "scaling_governor") or None,
     )
 
 
-def _cpu() -> str:
+def _text_of(path: Path) -> str:
+    """What a file of the system says; empty where there is none."""
     try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
-            for line in lines:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
+        return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
+        return ""
+
+
+def _fact(name: str) -> str:
+    """What /proc/cpuinfo says of the first core under this name."""
+    for line in _text_of(CPU_FACTS).splitlines():
+        if line.startswith(name):
+            return line.partition(":")[2].strip()
+    return ""
+
+
+def _cpu() -> str:
+    return _fact("model name") or platform.processor() or platform.machine() or "unknown"
+
+
+def _mhz() -> float | None:
+    try:
+        return float(_text_of(CPU_FREQUENCY / "scaling_cur_freq")) / 1e3
+    except ValueError:
         pass
-    return platform.processor() or platform.machine() or "unknown"
+    try:
+        return float(_fact("cpu MHz"))
+    except ValueError:
+        return None

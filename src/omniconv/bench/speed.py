@@ -8,7 +8,8 @@ from pathlib import Path
 from omniconv.analysis.tables import Column, Table, amount, as_markdown, figures
 from omniconv.bench.peers import BOTH, DIRECTIONS
 from omniconv.bench.report import milliseconds
-from omniconv.bench.runner import HALF, Benchmark, Measured, Row, fastest, load
+from omniconv.bench.results import Benchmark, Measured, Row, fastest, load
+from omniconv.bench.runner import HALF
 from omniconv.problem import Problem
 from omniconv.techniques._sequence import LAYOUTS
 

@@ -10,7 +10,8 @@ from rich.text import Text
 
 from omniconv.bench.networks import measurable
 from omniconv.bench.peers import DIRECTIONS
-from omniconv.bench.runner import Benchmark, run
+from omniconv.bench.results import Benchmark
+from omniconv.bench.runner import run
 from omniconv.bench.speed import headline, remarks, tables, update_readme
 from omniconv.cli.output import (
     TEXT_SUFFIXES,

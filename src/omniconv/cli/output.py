@@ -69,7 +69,7 @@ def progress_bar() -> Progress:
 
 def warn_of_load(machine: Machine) -> None:
     """Says on standard error that others were running while times were taken."""
-    if machine.load is not None and machine.load[0] > machine.cores - machine.threads + 1:
+    if machine.load is not None and machine.busy:
         notes().print(
             Text(f"note: load average {machine.load[0]:.1f} on {machine.cores} cores: others are running, times may be high")
         )

@@ -1,4 +1,4 @@
-"""What this machine can do at best, measured in the same run as what is judged by it.
+"""What this machine can do at best: measured in the same run as what is judged by it, or once and kept in the user's cache.
 
 No convolution is faster than its floor
 
@@ -8,16 +8,23 @@ where each multiply-accumulate on a real input is two flops, and each tensor mov
 Python through torch: the faster of a matrix product and a dense convolution, and copies of buffers that fit each cache.
 """
 
+import hashlib
+import json
+import math
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from omniconv.timing import Timing, alternate
+from omniconv.problem import DTYPES
+from omniconv.timing import Machine, Timing, alternate, machine
 
 CPUS = Path("/sys/devices/system/cpu")
 USUAL_CACHES = (32 << 10, 1 << 20, 32 << 20)  # where the system does not say
@@ -118,24 +125,115 @@ def measure_peaks(*, double: bool = False, budget: float = 1.0) -> Peaks:
         double: Measure float64 too.
         budget: Seconds.
     """
+    rates, levels = _measured(["f32", "f64"] if double else ["f32"], budget)
+    return Peaks(rates["f32"], rates.get("f64"), levels)
+
+
+def _measured(dtypes: Sequence[str], budget: float) -> tuple[dict[str, float], tuple[Level, ...]]:
+    """Flops a second by dtype, and the levels of memory."""
     sizes = caches()
     memory = min(max(4 * sizes[-1], 64 << 20), LARGEST_BUFFER)
     probes: dict[str, tuple[Callable[[], object], float]] = {}
-    for name, dtype in {"f32": torch.float32, "f64": torch.float64}.items():
-        if name == "f32" or double:
-            probes[f"product {name}"] = _product(dtype)
-            probes[f"convolution {name}"] = _convolution(dtype)
+    for name in dtypes:
+        probes[f"product {name}"] = _product(DTYPES[name])
+        probes[f"convolution {name}"] = _convolution(DTYPES[name])
     # a quarter of the cache for each of the two buffers leaves room for all else
     buffers = {f"L{level}": size // 4 for level, size in enumerate(sizes, 1)} | {"DRAM": memory}
     probes |= {name: _copy(size) for name, size in buffers.items()}
     with torch.no_grad():
         timings = alternate({name: call for name, (call, _) in probes.items()}, budget=budget)
     rates = {name: _rate(amount, timings[name]) for name, (_, amount) in probes.items()}
-    return Peaks(
-        max(rates["product f32"], rates["convolution f32"]),
-        max(rates["product f64"], rates["convolution f64"]) if double else None,
+    return (
+        {name: max(rates[f"product {name}"], rates[f"convolution {name}"]) for name in dtypes},
         tuple(Level(name, size, rates[name]) for name, size in zip(buffers, (*sizes, None), strict=True)),
     )
+
+
+@dataclass(frozen=True)
+class Roofs:
+    """The peaks of a machine with so many threads: flops a second by dtype, the levels of memory, and when they were measured."""
+
+    cpu: str
+    capability: str
+    threads: int
+    torch: str
+    rates: Mapping[str, float]
+    levels: tuple[Level, ...]
+    measured: str
+    cached: bool = False
+    note: str = ""
+
+
+def roofs_file(state: Machine) -> Path:
+    """Where the peaks of a machine in this state are kept: below ``XDG_CACHE_HOME``, by default ``~/.cache``."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    folder = (
+        Path(base) if os.path.isabs(base) else Path.home() / ".cache"
+    )  # a relative one is to be ignored, says the specification
+    key = hashlib.sha256(json.dumps(_key(state)).encode()).hexdigest()[:16]
+    return folder / "omniconv" / f"roofs-{key}.json"
+
+
+def _key(state: Machine) -> dict[str, Any]:
+    return {"cpu": state.cpu, "capability": state.capability, "threads": state.threads, "torch": state.torch}
+
+
+def machine_roofs(dtype: str = "f32", *, refresh: bool = False, budget: float = 2.0) -> Roofs:
+    """The peaks of this machine with torch's present number of threads, from the cache or measured and kept there.
+
+    Another processor, instruction set, number of threads or torch has peaks of its own. A file that is malformed or lacks the dtype
+    counts for nothing. What was measured while others were running is not kept.
+
+    Args:
+        dtype: Whose arithmetic must be among them: "f32", "f64", "bf16" or "f16".
+        refresh: Measure, whatever the cache says.
+        budget: Seconds that measuring takes.
+    """
+    state = machine()
+    file = roofs_file(state)
+    known = None if refresh else _kept(file, state)
+    if known is not None and dtype in known.rates:
+        return known
+    rates, levels = _measured(list(dict.fromkeys(["f32", dtype])), budget)
+    if known is not None:
+        rates = {**known.rates, **rates}
+    made = Roofs(**_key(state), rates=rates, levels=levels, measured=datetime.now(timezone.utc).isoformat(timespec="seconds"))
+    if state.busy:
+        return replace(made, note="the peaks were measured while others were running: too low perhaps, and not kept")
+    return replace(made, note=_keep(file, made))
+
+
+def _kept(file: Path, state: Machine) -> Roofs | None:
+    """What a file says, if it is whole and of this machine."""
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+        levels = tuple(
+            Level(str(v["name"]), None if v["size"] is None else int(v["size"]), float(v["bandwidth"])) for v in data["levels"]
+        )
+        rates = {str(name): float(rate) for name, rate in data["rates"].items()}
+        right = {name: data[name] for name in _key(state)} == _key(state)
+        measured = datetime.fromisoformat(data["measured"]).isoformat()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    sound = all(math.isfinite(value) and value > 0 for value in (*rates.values(), *(level.bandwidth for level in levels)))
+    if not (right and sound and "f32" in rates and levels and levels[-1].size is None):
+        return None
+    return Roofs(**_key(state), rates=rates, levels=levels, measured=measured, cached=True)
+
+
+def _keep(file: Path, roofs: Roofs) -> str:
+    """Writes the file whole or not at all; returns why it could not be written."""
+    part = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(json.dumps(asdict(roofs), indent=2), encoding="utf-8")
+        os.replace(part, file)
+    except OSError as error:
+        return f"the peaks were not kept: {error.strerror}: '{file}'"
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+    return ""
 
 
 def _rate(amount: float, timing: Timing) -> float:
