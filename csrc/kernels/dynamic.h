@@ -39,6 +39,11 @@ struct DynamicKernels {
   size_t (*forward_bytes)(const DynamicGeometry&);
   void (*forward)(const DynamicGeometry&, int64_t first, int64_t last, const void* x, const void* kernels, const void* bias, const uint8_t* mask, void* y,
                   void* scratch);
+  // Drops of one head's (K, positions) numbers, in the type of the sums.
+  void (*drop)(const DynamicGeometry&, void* numbers);
+};
+
+struct DynamicGradKernels {
   // The gradient of positions [first, last) of x. grad_y lies as y does, grad_x as x.
   size_t (*grad_input_bytes)(const DynamicGeometry&);
   void (*grad_input)(const DynamicGeometry&, int64_t first, int64_t last, const void* grad_y, const void* kernels, const uint8_t* mask, void* grad_x, void* scratch);
@@ -46,11 +51,10 @@ struct DynamicKernels {
   size_t (*grad_kernels_bytes)(const DynamicGeometry&);
   void (*grad_kernels)(const DynamicGeometry&, int64_t first, int64_t last, const void* grad_y, const void* x, const void* kernels, const uint8_t* mask,
                        void* grad_kernels, void* scratch);
-  // Drops of one head's (K, positions) numbers, in the type of the sums.
-  void (*drop)(const DynamicGeometry&, void* numbers);
 };
 
 // By element type.
 struct DynamicTables { DynamicKernels f32, f64, bf16, f16; };
+struct DynamicGradTables { DynamicGradKernels f32, f64, bf16, f16; };
 
 }  // namespace omniconv

@@ -147,6 +147,24 @@ INLINE Spans spans_of(const DynamicGeometry& g, int64_t first, int64_t n, int64_
   return s;
 }
 
+// The rows of a tile that are not zeros, [low, high), or all of them where no tap may be passed over.
+struct Seen {
+  int64_t low, high, kernel;
+  Seen(const Spans& s, const Reach& reach, int64_t kernel, bool skips) : low(skips ? reach.rows : 0), high(skips ? 0 : reach.rows), kernel(kernel) {
+    for (const Span* at = s.span; skips && at < s.span + s.count; ++at)
+      if (at->from >= 0) low = min64(low, at->row), high = at->row + at->count;
+  }
+};
+
+// Taps [first, last) of `count` positions from p on that reach a row which is seen; one at least, in which a weight that is NaN shows.
+struct Taps { int64_t first, last; };
+INLINE Taps taps_of(const Reach& reach, const Seen& seen, int64_t p, int64_t count) {
+  if (seen.low <= p && p + count + (seen.kernel - 1) * reach.step <= seen.high) return {0, seen.kernel};
+  const int64_t before = max64(0, seen.low - (p + count - 1)), room = max64(0, seen.high - p);
+  const int64_t first = min64((before + reach.step - 1) / reach.step, seen.kernel - 1);
+  return {first, max64(first + 1, min64(seen.kernel, (room + reach.step - 1) / reach.step))};
+}
+
 // W·lanes channels from c on side by side in each row, zeros beyond the last.
 template <class E, class A, int W> void pack_rows(const Spans& s, const E* x, int64_t step, int64_t channel, int64_t c, int64_t group, A* to) {
   typedef typename Vec<A>::V V;

@@ -1,4 +1,4 @@
-// Dynamic convolution: checks, layout, threads and registration. The arithmetic is in kernels/dynamic.kernel.cpp.
+// Dynamic convolution: checks, layout, threads and registration. The arithmetic is in kernels/dynamic.kernel.cpp and dynamic_grad.kernel.cpp.
 #include "kernels/dynamic.h"
 
 #include <memory>
@@ -11,10 +11,10 @@
 
 namespace omniconv {
 
-namespace isa_base { extern const DynamicTables dynamic; }
+namespace isa_base { extern const DynamicTables dynamic; extern const DynamicGradTables dynamic_grads; }
 #if defined(__x86_64__)
-namespace isa_avx2 { extern const DynamicTables dynamic; }
-namespace isa_avx512 { extern const DynamicTables dynamic; }
+namespace isa_avx2 { extern const DynamicTables dynamic; extern const DynamicGradTables dynamic_grads; }
+namespace isa_avx512 { extern const DynamicTables dynamic; extern const DynamicGradTables dynamic_grads; }
 #endif
 
 namespace {
@@ -27,7 +27,16 @@ const DynamicTables& tables() {
   return isa_base::dynamic;
 }
 
+const DynamicGradTables& grad_tables() {
+#if defined(__x86_64__)
+  if (isa() == kAvx512) return isa_avx512::dynamic_grads;
+  if (isa() == kAvx2) return isa_avx2::dynamic_grads;
+#endif
+  return isa_base::dynamic_grads;
+}
+
 const DynamicKernels& kernels_of(const char* op, int32_t dtype) { return of_dtype(op, tables(), dtype); }
+const DynamicGradKernels& grad_kernels_of(const char* op, int32_t dtype) { return of_dtype(op, grad_tables(), dtype); }
 
 // One call: what all heads of all samples share.
 struct Call {
@@ -161,7 +170,7 @@ Tensor dynamic(const Tensor& given, const Tensor& numbers, const OptionalTensor&
 Tensor dynamic_grad_input(const Tensor& given, const Tensor& numbers, const OptionalTensor& mask, const Ints& length, int64_t layout, const Ints& pads, int64_t dilation,
                           bool softmax, const OptionalTensor& seed, int64_t dropped, bool flush) {
   const char* op = "dynamic_grad_input";
-  const DynamicKernels& k = kernels_of(op, given.dtype());
+  const DynamicGradKernels& k = grad_kernels_of(op, given.dtype());
   const Axes axes = axes_of(op, layout);
   const Ints size = with_length(axes, given.size(), length, op);
   Call c = settle(op, axes, size, numbers, pads, dilation, kZeros, softmax);
@@ -184,7 +193,7 @@ Tensor dynamic_grad_input(const Tensor& given, const Tensor& numbers, const Opti
 Tensor dynamic_grad_kernels(const Tensor& grad, const Tensor& given, const Tensor& numbers, const OptionalTensor& mask, int64_t layout, const Ints& pads, int64_t dilation,
                             bool softmax, const OptionalTensor& seed, int64_t dropped, bool flush) {
   const char* op = "dynamic_grad_kernels";
-  const DynamicKernels& k = kernels_of(op, given.dtype());
+  const DynamicGradKernels& k = grad_kernels_of(op, given.dtype());
   const Axes axes = axes_of(op, layout);
   Call c = settle(op, axes, given.size(), numbers, pads, dilation, kZeros, softmax);
   if (numbers.dtype() != given.dtype()) fail(op, "kernels must have the input's dtype", std::to_string(numbers.dtype()));
