@@ -168,8 +168,7 @@ template <class E, class A> struct Application {
   }
   // Channels [c, end) where they lie, a block of positions after another: rows are read, and outputs written, from one end to the other.
   void across(const Spans& spans, const Reach& reach, const Seen& seen, const A* table, int64_t stride, int64_t n, const A* x, int64_t c, int64_t end, A* y) const {
-    for (const Span* at = spans.span; at < spans.span + spans.count; ++at)
-      for (int64_t r = 0; r < at->count; ++r) row[at->row + r] = at->from < 0 ? zeros : x + (at->from + r) * from_step + c;
+    point(spans, x + c, from_step, zeros, row);
     blocks(n, [&](auto block, int64_t p) {
       constexpr int R = decltype(block)::value;
       const Taps taps = taps_of(reach, seen, p, R);

@@ -120,6 +120,89 @@ template <class A> void meet(const A* x, int64_t row, int64_t step, const A* gra
   }
 }
 
+// Lane l is the sum over the lanes of v[l]: as a transposition, with what would lie side by side added at once (45 operations for 16 vectors).
+template <class A> INLINE typename Vec<A>::V sums(const typename Vec<A>::V* v) {
+  typedef typename Vec<A>::V V;
+  typedef Vec<double>::V D;
+  constexpr int L = Vec<A>::lanes, Q = 16 / int(sizeof(A)), pieces = L / Q;
+  V in[pieces];
+#pragma GCC unroll 4
+  for (int h = 0; h < pieces; ++h, v += Q) {
+    if constexpr (Q == 2) {
+      in[h] = low(v[0], v[1]) + high(v[0], v[1]);
+    } else {
+      const V a = low(v[0], v[1]) + high(v[0], v[1]), b = low(v[2], v[3]) + high(v[2], v[3]);
+      in[h] = (V)low((D)a, (D)b) + (V)high((D)a, (D)b);
+    }
+  }
+#if VECTOR_BYTES == 16
+  return in[0];
+#elif VECTOR_BYTES == 32
+  return even(in[0], in[1]) + odd(in[0], in[1]);
+#else
+  const V a = even(in[0], in[1]) + odd(in[0], in[1]), b = even(in[2], in[3]) + odd(in[2], in[3]);
+  return even(a, b) + odd(a, b);
+#endif
+}
+
+// R outputs and Q taps, channels in the lanes: g[q, r] += Σ_c grad_y[r, c]·x[r + q·step, c].
+template <class A, int R, int Q>
+FUNCTION void rows_block(const A* const* x, int64_t step, const A* grad_y, int64_t y_step, int64_t channels, A* g, int64_t stride) {
+  typedef typename Vec<A>::V V;
+  constexpr int L = Vec<A>::lanes, all = (R * Q + L - 1) / L * L;
+  V sum[all];
+#pragma GCC unroll 16
+  for (int s = 0; s < all; ++s) sum[s] = V{};
+  for (int64_t c = 0; c < channels; c += L) {
+    V d[R];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) d[r] = held(load(grad_y + r * y_step + c));
+    if (step == 1) {
+#pragma GCC unroll 8
+      for (int j = 0; j < R + Q - 1; ++j) {
+        const V row = held(load(x[j] + c));
+#pragma GCC unroll 4
+        for (int q = 0; q < Q; ++q)
+          if (j >= q && j - q < R) sum[q * R + j - q] += d[j - q] * row;
+      }
+    } else {
+#pragma GCC unroll 4
+      for (int q = 0; q < Q; ++q)
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) sum[q * R + r] += d[r] * load(x[r + q * step] + c);
+    }
+  }
+  A made[all];
+#pragma GCC unroll 16
+  for (int s = 0; s < all; s += L) store(made + s, sums<A>(sum + s));
+#pragma GCC unroll 4
+  for (int q = 0; q < Q; ++q)
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) g[q * stride + r] += made[q * R + r];
+}
+
+constexpr int kMeet = VECTOR_BYTES == 64 ? 4 : 2;  // outputs of a block, of four taps
+
+// All n outputs, of the taps that meet a row which is seen; g is added to.
+template <class A>
+void meet_rows(const A* const* x, const Reach& reach, const Seen& seen, const A* grad_y, int64_t y_step, int64_t channels, int64_t n, A* g, int64_t stride) {
+  int64_t t = 0;
+  auto outputs = [&](auto four, auto three, auto two, auto one, int64_t many) {
+    for (; t + many <= n; t += many) {
+      const Taps taps = taps_of(reach, seen, t, many);
+      int64_t i = taps.first;
+      auto run = [&](auto block, int64_t Q) { block(x + t + i * reach.step, reach.step, grad_y + t * y_step, y_step, channels, g + i * stride + t, stride), i += Q; };
+      while (i + 4 <= taps.last) run(four, 4);
+      if (i + 3 <= taps.last) run(three, 3);
+      if (i + 2 <= taps.last) run(two, 2);
+      if (i < taps.last) run(one, 1);
+    }
+  };
+  if (kMeet > 2) outputs(rows_block<A, 4, 4>, rows_block<A, 4, 3>, rows_block<A, 4, 2>, rows_block<A, 4, 1>, 4);
+  outputs(rows_block<A, 2, 4>, rows_block<A, 2, 3>, rows_block<A, 2, 2>, rows_block<A, 2, 1>, 2);
+  outputs(rows_block<A, 1, 4>, rows_block<A, 1, 3>, rows_block<A, 1, 2>, rows_block<A, 1, 1>, 1);
+}
+
 // R outputs meet W vectors of the positions of x: to[r, p − r] += Σ_c grad_y[c, r]·x[c, p], the taps of an output in a row of `to`.
 template <class A, int R, int W>
 FUNCTION void product_block(const A* x, int64_t row, const A* grad_y, int64_t channel, int64_t step, int64_t channels, A* to, int64_t to_row) {
@@ -217,11 +300,16 @@ void through_softmax(const DynamicGeometry& g, int64_t h, const E* kernels, int6
 
 // The same of one kernel for all positions, whose weights' gradients are rows to be added up.
 template <class E, class A> void through_softmax_of_one(const DynamicGeometry& g, int64_t h, const E* kernels, A* column, A* met, int64_t tile, E* grad) {
+  typedef typename Vec<A>::V V;
+  constexpr int64_t L = Vec<A>::lanes;
   const int64_t K = g.kernel;
   weigh_one(g, h, kernels, column);
+  const int64_t n = round_up(min64(g.outputs, tile), L);
   for (int64_t i = 0; i < K; ++i) {
+    V v{};
+    for (int64_t p = 0; p < n; p += L) v += load(met + i * tile + p);
     A sum = 0;
-    for (int64_t p = 0; p < tile; ++p) sum += met[i * tile + p];
+    for (int64_t l = 0; l < L; ++l) sum += v[l];
     met[i] = sum;  // of a row before this one
   }
   drop_one(g, h, met);
@@ -232,14 +320,17 @@ template <class E, class A> void through_softmax_of_one(const DynamicGeometry& g
 
 template <class E, class A> struct GradKernels {
   static constexpr int64_t L = Vec<A>::lanes;
+  bool in_place;  // channels side by side are read where they lie
   bool products;  // of grad_y and x, whose loads serve several outputs; else tap by tap
   int64_t tile, row, pack, met_row;
   Shelf shelf;
   A *table, *met, *most, *column, *x, *grad_y, *taps;
+  const A** rows_of_x;
   Span* span;
 
   GradKernels(const DynamicGeometry& g, void* scratch)
-      : products(g.dilation == 1 && g.group >= 16 && (g.kernel >= 8 || g.x_step != 1)), tile(tile_of<A>(g, 12288)), shelf{uintptr_t(scratch)} {
+      : in_place(sizeof(E) == sizeof(A) && g.x_channel == 1 && g.y_channel == 1 && g.group % L == 0 && few_sums(g)),
+        products(!in_place && g.dilation == 1 && g.group >= 16 && (g.kernel >= 8 || g.x_step != 1)), tile(tile_of<A>(g, 12288)), shelf{uintptr_t(scratch)} {
     const int64_t rows = Reach(tile, g.kernel, g.dilation).rows;
     row = round_up(rows, kUnit) + 3 * kUnit + Vec<float>::lanes;
     pack = products ? 2 * kPack : kPack;
@@ -248,10 +339,16 @@ template <class E, class A> struct GradKernels {
     met = shelf.take<A>((g.positions == 1 ? g.heads : 1) * g.kernel * tile);
     most = shelf.take<A>(tile);
     column = shelf.take<A>(g.kernel + 2 * kUnit);
-    x = shelf.take<A>(pack * row);
-    grad_y = shelf.take<A>(pack * row);
+    x = shelf.take<A>(in_place ? g.group : pack * row);  // in place: zeros
+    grad_y = shelf.take<A>(in_place ? 0 : pack * row);
+    rows_of_x = shelf.take<const A*>(in_place ? rows : 0);
     taps = shelf.take<A>(products ? tile * met_row : 0);
     span = shelf.take<Span>(rows);
+  }
+  // Three operations a sum, against two transpositions of what the sums are made from and products with what no tap meets.
+  static bool few_sums(const DynamicGeometry& g) {
+    const int64_t met = g.dilation == 1 ? round_up(g.kernel + kRows - 1, L) : 2 * g.kernel;
+    return 3 * g.kernel <= (12 + met - g.kernel) * (g.group / L);
   }
   static constexpr int64_t kMargin = 16;  // before the first tap: what the later outputs of a block do not read
 };
@@ -268,12 +365,26 @@ void grad_kernels(const DynamicGeometry& g, int64_t first, int64_t last, const v
   const int64_t K = g.kernel, tile = f.tile;
   const bool one = g.positions == 1;
   for (int64_t p = 0; one && p < g.heads * K * tile; p += L) store(f.met + p, V{});
+  for (int64_t c = 0; f.in_place && c < g.group; c += L) store(f.x + c, V{});
   for (int64_t t = first; t < last; t += tile) {
     const int64_t n = min64(tile, last - t);
     const Reach reach(n, K, g.dilation);
     const Spans spans = spans_of(g, t, n, g.before, g.length, reach, mask, f.span);
     Span here{0, n, t};
     const Spans outputs{&here, 1};
+    if (f.in_place) {
+      const Seen seen(spans, reach, K, true);
+      for (int64_t h = 0; h < g.heads; ++h) {
+        const int64_t c = h * g.group;
+        A* met = f.met + (one ? h * K * tile : 0);
+        for (int64_t i = 0; !one && i < K; ++i)
+          for (int64_t p = 0; p < n; p += L) store(met + i * tile + p, V{});
+        point(spans, (const A*)x + c, g.x_step, f.x, f.rows_of_x);
+        meet_rows(f.rows_of_x, reach, seen, (const A*)grad_y + c + t * g.y_step, g.y_step, g.group, n, met, tile);
+        if (!one) through_softmax(g, h, (const E*)kernels, t, n, f.table, tile, f.most, met, (E*)grad);
+      }
+      continue;
+    }
     if (f.products) {
       int64_t low = reach.rows, high = 0;
       for (const Span* at = spans.span; at < spans.span + spans.count; ++at)

@@ -165,6 +165,12 @@ INLINE Taps taps_of(const Reach& reach, const Seen& seen, int64_t p, int64_t cou
   return {first, max64(first + 1, min64(seen.kernel, (room + reach.step - 1) / reach.step))};
 }
 
+// Pointers to the rows of a tile: to channels side by side, where they lie, or to zeros.
+template <class A> INLINE void point(const Spans& s, const A* x, int64_t step, const A* zeros, const A** row) {
+  for (const Span* at = s.span; at < s.span + s.count; ++at)
+    for (int64_t r = 0; r < at->count; ++r) row[at->row + r] = at->from < 0 ? zeros : x + (at->from + r) * step;
+}
+
 // W·lanes channels from c on side by side in each row, zeros beyond the last.
 template <class E, class A, int W> void pack_rows(const Spans& s, const E* x, int64_t step, int64_t channel, int64_t c, int64_t group, A* to) {
   typedef typename Vec<A>::V V;
