@@ -81,6 +81,31 @@ void grad_input(const DynamicGeometry& g, int64_t first, int64_t last, const voi
 
 // ---- the gradient of the kernels
 
+// Lane l is the sum over the lanes of v[l]: as a transposition, with what would lie side by side added at once (45 operations for 16 vectors).
+template <class A> INLINE typename Vec<A>::V sums(const typename Vec<A>::V* v) {
+  typedef typename Vec<A>::V V;
+  typedef Vec<double>::V D;
+  constexpr int L = Vec<A>::lanes, Q = 16 / int(sizeof(A)), pieces = L / Q;
+  V in[pieces];
+#pragma GCC unroll 4
+  for (int h = 0; h < pieces; ++h, v += Q) {
+    if constexpr (Q == 2) {
+      in[h] = low(v[0], v[1]) + high(v[0], v[1]);
+    } else {
+      const V a = low(v[0], v[1]) + high(v[0], v[1]), b = low(v[2], v[3]) + high(v[2], v[3]);
+      in[h] = (V)low((D)a, (D)b) + (V)high((D)a, (D)b);
+    }
+  }
+#if VECTOR_BYTES == 16
+  return in[0];
+#elif VECTOR_BYTES == 32
+  return even(in[0], in[1]) + odd(in[0], in[1]);
+#else
+  const V a = even(in[0], in[1]) + odd(in[0], in[1]), b = even(in[2], in[3]) + odd(in[2], in[3]);
+  return even(a, b) + odd(a, b);
+#endif
+}
+
 // Q taps and B vectors of positions: g[i, t] += Σ_c grad_y[c, t]·x[c, t + i·step].
 template <class A, int Q, int B>
 FUNCTION void meet_block(const A* x, int64_t row, int64_t step, const A* grad_y, int64_t channels, A* g, int64_t stride) {
@@ -118,31 +143,6 @@ template <class A> void meet(const A* x, int64_t row, int64_t step, const A* gra
     taps(meet_block<A, 2, 2>, meet_block<A, 2, 1>, 2);
     taps(meet_block<A, 1, 2>, meet_block<A, 1, 1>, 1);
   }
-}
-
-// Lane l is the sum over the lanes of v[l]: as a transposition, with what would lie side by side added at once (45 operations for 16 vectors).
-template <class A> INLINE typename Vec<A>::V sums(const typename Vec<A>::V* v) {
-  typedef typename Vec<A>::V V;
-  typedef Vec<double>::V D;
-  constexpr int L = Vec<A>::lanes, Q = 16 / int(sizeof(A)), pieces = L / Q;
-  V in[pieces];
-#pragma GCC unroll 4
-  for (int h = 0; h < pieces; ++h, v += Q) {
-    if constexpr (Q == 2) {
-      in[h] = low(v[0], v[1]) + high(v[0], v[1]);
-    } else {
-      const V a = low(v[0], v[1]) + high(v[0], v[1]), b = low(v[2], v[3]) + high(v[2], v[3]);
-      in[h] = (V)low((D)a, (D)b) + (V)high((D)a, (D)b);
-    }
-  }
-#if VECTOR_BYTES == 16
-  return in[0];
-#elif VECTOR_BYTES == 32
-  return even(in[0], in[1]) + odd(in[0], in[1]);
-#else
-  const V a = even(in[0], in[1]) + odd(in[0], in[1]), b = even(in[2], in[3]) + odd(in[2], in[3]);
-  return even(a, b) + odd(a, b);
-#endif
 }
 
 // R outputs and Q taps, channels in the lanes: g[q, r] += Σ_c grad_y[r, c]·x[r + q·step, c].
@@ -298,24 +298,30 @@ void through_softmax(const DynamicGeometry& g, int64_t h, const E* kernels, int6
   }
 }
 
-// The same of one kernel for all positions, whose weights' gradients are rows to be added up.
-template <class E, class A> void through_softmax_of_one(const DynamicGeometry& g, int64_t h, const E* kernels, A* column, A* met, int64_t tile, E* grad) {
+// The same of one kernel for all positions, whose weights' gradients are rows of n positions, in whole vectors, to be added up.
+template <class E, class A>
+void through_softmax_of_one(const DynamicGeometry& g, int64_t h, const E* kernels, A* column, A* met, int64_t tile, int64_t n, E* grad) {
   typedef typename Vec<A>::V V;
   constexpr int64_t L = Vec<A>::lanes;
   const int64_t K = g.kernel;
   weigh_one(g, h, kernels, column);
-  const int64_t n = round_up(min64(g.outputs, tile), L);
-  for (int64_t i = 0; i < K; ++i) {
-    V v{};
-    for (int64_t p = 0; p < n; p += L) v += load(met + i * tile + p);
-    A sum = 0;
-    for (int64_t l = 0; l < L; ++l) sum += v[l];
-    met[i] = sum;  // of a row before this one
+  for (int64_t i = 0; i < K; i += L) {
+    V row[L] = {};
+    for (int64_t r = 0; r < min64(L, K - i); ++r)
+      for (int64_t p = 0; p < n; p += L) row[r] += load(met + (i + r) * tile + p);
+    store(met + i, sums<A>(row));  // over rows before these, or their first vectors
   }
   drop_one(g, h, met);
   A dot = 0;
-  for (int64_t i = 0; i < K; ++i) dot += column[i] * met[i];
-  for (int64_t i = 0; i < K; ++i) store_part<A>(grad + h * K + i, broadcast(g.softmax ? column[i] * (met[i] - dot) : met[i]), 1);
+  if (g.softmax) {
+    V lanes[L] = {};
+    for (int64_t i = 0; i < K; i += L) lanes[0] += load_part<A>(column + i, K - i) * load_part<A>(met + i, K - i);
+    dot = sums<A>(lanes)[0];
+  }
+  for (int64_t i = 0; i < K; i += L) {
+    const V d = load(met + i);
+    store_part<A>(grad + h * K + i, g.softmax ? load(column + i) * (d - broadcast(dot)) : d, K - i);
+  }
 }
 
 template <class E, class A> struct GradKernels {
@@ -364,7 +370,9 @@ void grad_kernels(const DynamicGeometry& g, int64_t first, int64_t last, const v
   GradKernels<E, A> f(g, scratch);
   const int64_t K = g.kernel, tile = f.tile;
   const bool one = g.positions == 1;
-  for (int64_t p = 0; one && p < g.heads * K * tile; p += L) store(f.met + p, V{});
+  const int64_t whole = round_up(min64(tile, g.outputs), L);  // positions of `met` that a tile may fill
+  for (int64_t i = 0; one && i < g.heads * K; ++i)
+    for (int64_t p = 0; p < whole; p += L) store(f.met + i * tile + p, V{});
   for (int64_t c = 0; f.in_place && c < g.group; c += L) store(f.x + c, V{});
   for (int64_t t = first; t < last; t += tile) {
     const int64_t n = min64(tile, last - t);
@@ -423,7 +431,7 @@ void grad_kernels(const DynamicGeometry& g, int64_t first, int64_t last, const v
       }
     }
   }
-  for (int64_t h = 0; one && h < g.heads; ++h) through_softmax_of_one(g, h, (const E*)kernels, f.column, f.met + h * K * tile, tile, (E*)grad);
+  for (int64_t h = 0; one && h < g.heads; ++h) through_softmax_of_one(g, h, (const E*)kernels, f.column, f.met + h * K * tile, tile, whole, (E*)grad);
 }
 
 }  // namespace

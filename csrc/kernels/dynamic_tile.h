@@ -214,13 +214,13 @@ template <class E, class A, int W> void pack_rows(const Spans& s, const E* x, in
   }
 }
 
-// `channels` of them one under the other, each `row` long: its positions, then zeros.
+// `channels` of them one under the other, `row` apart: the positions of each, then zeros, as many as a block may read beyond them.
 template <class E, class A> void pack_channels(const Spans& s, const E* x, int64_t step, int64_t channel, int64_t channels, A* to, int64_t row) {
   typedef typename Vec<A>::V V;
   constexpr int L = Vec<A>::lanes;
   // spans come in order: what a vector writes beyond the end of its own, the next one writes again
   const Span* const end = s.span + s.count;
-  const int64_t filled = s.count ? end[-1].row + end[-1].count : 0;
+  const int64_t filled = s.count ? end[-1].row + end[-1].count : 0, whole = min64(row, filled + 4 * L);
   if (step == 1) {
     for (int64_t c = 0; c < channels; ++c, x += channel, to += row) {
       for (const Span* at = s.span; at < end; ++at) {
@@ -234,7 +234,7 @@ template <class E, class A> void pack_channels(const Spans& s, const E* x, int64
         for (; r + L <= at->count; r += L) store(out + r, load(from + r));
         if (r < at->count) store(out + r, load_part<A>(from + r, at->count - r));
       }
-      for (int64_t r = filled; r + L <= row; r += L) store(to + r, V{});
+      for (int64_t r = filled; r + L <= whole; r += L) store(to + r, V{});
     }
     return;
   }
@@ -262,7 +262,7 @@ template <class E, class A> void pack_channels(const Spans& s, const E* x, int64
         for (int i = 0; i < m; ++i) store(out + i * row, square[i]);
       }
   for (int64_t c = 0; c < channels; ++c)
-    for (int64_t r = filled; r + L <= row; r += L) store(to + c * row + r, V{});
+    for (int64_t r = filled; r + L <= whole; r += L) store(to + c * row + r, V{});
 }
 
 }  // namespace
