@@ -1,0 +1,288 @@
+"""What one output of a network can see of its input: over the ops that really run, to the last hole."""
+
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from math import isqrt, lcm
+from typing import Any
+
+import numpy as np
+
+from omniconv.analysis.receptive_field.graph import Graph, Node
+from omniconv.analysis.receptive_field.result import Part, Phase, ReceptiveField, Window
+from omniconv.analysis.receptive_field.seen import Seen, TooLargeError
+from omniconv.analysis.receptive_field.trace import FACTORS, Traced
+from omniconv.analysis.receptive_field.walk import Box, Walk, box_of
+
+MOST_PHASES = 64  # of a period; longer ones are not walked through
+
+
+def receptive_field(
+    module: Callable[..., Any],
+    *inputs: Any,
+    of: int | str = 0,
+    position: Sequence[int] | None = None,
+    wrt: int = 0,
+    axes: Sequence[int] | None = None,
+) -> ReceptiveField:
+    """What one output can see of the input, over the ops that the network runs.
+
+    The network runs once or a few times on tensors without data (its weights are not read, nothing of it is changed), the ops are
+    recorded at the dispatcher, and counts of paths are carried from the output back to the input through each of them. Weights
+    count as if none were zero, and max-pooling sees its whole window. A normalisation or a mean over space makes every output see
+    everything; ask then for a layer before it.
+
+    Args:
+        module: A module, or any callable of tensors. Its training mode counts: a batch normalisation in training sees the batch.
+        inputs: Example inputs; only shapes and dtypes matter, but for indices.
+        of: Index of a tensor of the output, or the dotted name of a module inside, whose (first) result is meant.
+        position: Which output, one index for every axis of it that grows with the input; the middle one by default.
+        wrt: Which of the tensors of the inputs.
+        axes: Of that input, those that count as space: all from the third by default, or the last of a matrix.
+
+    Raises:
+        ValueError: There is no such module, output or position.
+
+    Example:
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=2, dilation=2), nn.Conv2d(8, 8, 3, padding=2, dilation=2))
+        >>> field = receptive_field(net, torch.empty(1, 3, 32, 32))
+        >>> field.size, field.jump, int(field.mask.sum()), round(field.gridding, 3)
+        ((9, 9), (1.0, 1.0), 25, 0.691)
+
+    Source: Araujo, Norris, Sim 2019, Distill, doi:10.23915/distill.00021; gridding: Yu, Koltun, Funkhouser 2017, arXiv:1705.09914,
+    Wang et al. 2018, arXiv:1702.08502.
+    """
+    return _Question(Traced(module, inputs, of, wrt, axes), position).answer()
+
+
+class _Question:
+    """One output of a traced network, and all that is found out about it."""
+
+    def __init__(self, traced: Traced, position: Sequence[int] | None) -> None:
+        self.traced, self.notes = traced, list(traced.notes)
+        self.axes, self.input, self.target = traced.axes, traced.base.inputs[traced.wrt], traced.target
+        same = len(self.target.shape) == len(self.input.shape)
+        self.places = tuple(traced.grown(self.target)) if traced.larger is not None else self.axes if same else ()
+        self.paired = traced.larger is not None and len(self.places) == len(self.axes)
+        self.fixed = position is not None
+        self.position = self._middle() if position is None else self._checked(position)
+        self.unknown: list[tuple[Node, str]] = []
+
+    def _middle(self) -> tuple[int, ...]:
+        sizes = [self.target.shape[a] for a in self.places]
+        if len(sizes) == len(self.axes):
+            return tuple(n // 2 for n in sizes)
+        return tuple((n + isqrt(n)) // 2 for n in sizes)  # of rows one after another, the middle one's middle
+
+    def _checked(self, position: Sequence[int]) -> tuple[int, ...]:
+        sizes = tuple(self.target.shape[a] for a in self.places)
+        found = tuple(int(p) for p in position)
+        if len(found) != len(sizes) or not all(0 <= p < n for p, n in zip(found, sizes, strict=True)):
+            raise ValueError(f"receptive_field: position must be one index for each of the output's sizes {sizes}, got {found}")
+        return found
+
+    def answer(self) -> ReceptiveField:
+        """The field in the given input; then, in one that is large enough, that of every phase."""
+        walk, inside = self._walk(self.traced.base, self.position)
+        everything = self._everything(walk)
+        grows = {i for axes, _ in everything for i in axes}
+        jump = self._jump()
+        phases: tuple[tuple[Phase, ...], ...] = ((),) * len(self.axes)
+        box, first = inside, self.position
+        local = [i for i in range(len(self.axes)) if i not in grows]
+        if local and self.traced.larger is not None:
+            found = self._unbounded(walk, local, jump)
+            if found is not None:
+                box, phases, first = found
+        elif local:
+            self._note_fixed(walk, inside, local)
+        if not self.target.depends:
+            self.notes.append("the output does not depend on the input")
+        return self._result(inside, box, phases, jump, first, grows, [node for _, node in everything])
+
+    def _cut(self, walk: Walk) -> bool:
+        """Whether a border cut the field: of an axis that grows with the input, not of channels."""
+        return any(self.traced.larger is None or axis in self.traced.grown(value) for value, axis in walk.cuts)
+
+    def _note_fixed(self, walk: Walk, inside: Box, local: Sequence[int]) -> None:
+        self.notes.append(f"found in an input of this size; a larger one raises {self.traced.failure}")
+        if self._cut(walk) and any(inside.mask.shape[i] < self.input.shape[self.axes[i]] for i in local):
+            self.unknown.append((walk.graph.nodes[-1], "the border cuts the field"))
+
+    def _walk(self, graph: Graph, position: Sequence[int]) -> tuple[Walk, Box]:
+        walk, target, source = Walk(graph), graph.target, graph.inputs[self.traced.wrt]
+        assert target is not None
+        batch = 0 not in self.axes and 0 not in self.places
+        where: list[int | None] = [None] * len(target.shape)
+        if batch and target.shape and target.shape[0] == source.shape[0]:
+            where[0] = 0
+        for axis, place in zip(self.places, position, strict=True):
+            where[axis] = place
+        seen = walk.back(Seen.at(target.shape, where), source) if target.depends else None
+        self.unknown += walk.unknown + walk.least
+        return walk, box_of(seen, self.axes, batch)
+
+    def _everything(self, walk: Walk) -> list[tuple[list[int], Node]]:
+        """The ops that mix what grows with the input, and along which of its axes."""
+        found = []
+        for node, value, mixed in walk.mixing:
+            grown = self.traced.grown(value)
+            hit = [grown.index(a) for a in mixed if a in grown]
+            if hit:
+                found.append((hit if len(grown) == len(self.axes) else list(range(len(self.axes))), node))
+        return found
+
+    def _growth(self, number: int) -> list[int]:
+        """By how much the axes of a value that grow have grown, or nothing where they are not the input's."""
+        assert self.traced.larger is not None
+        value = self.traced.base.values[number]
+        grown = self.traced.grown(value)
+        larger = self.traced.larger.values[number].shape
+        return [larger[a] - value.shape[a] for a in grown] if len(grown) == len(self.axes) else []
+
+    def _jump(self) -> tuple[Fraction | None, ...]:
+        if not self.paired:
+            return (None,) * len(self.axes)
+        inputs, outputs = self._growth(self.input.number), self._growth(self.target.number)
+        found = [Fraction(i, o) for i, o in zip(inputs, outputs, strict=True)]
+        return tuple(f if f.denominator <= MOST_PHASES else None for f in found)
+
+    def _periods(self, walk: Walk, jump: Sequence[Fraction | None]) -> list[int]:
+        """After how many outputs every tensor on the way has moved by whole elements."""
+        periods = [1] * len(jump)
+        inputs = self._growth(self.input.number)
+        for number in walk.met | {self.input.number}:
+            for i, grown in enumerate(self._growth(number)):
+                step = jump[i]
+                if step is not None:
+                    ratio = step * grown / inputs[i]
+                    periods[i] = lcm(periods[i], ratio.denominator)
+        for i, period in enumerate(periods):
+            if period > MOST_PHASES:
+                self.notes.append(f"axis {self.axes[i]}: of its {period} phases the one of the middle output is shown")
+        return [p if p <= MOST_PHASES else 1 for p in periods]
+
+    def _unbounded(
+        self, walk: Walk, local: Sequence[int], jump: Sequence[Fraction | None]
+    ) -> tuple[Box, tuple[tuple[Phase, ...], ...], tuple[int, ...]] | None:
+        periods = self._periods(walk, jump)
+        for factor, graph in self._larger_graphs(local):
+            try:
+                return self._phases(graph, factor, local, jump, periods)
+            except TooLargeError as error:
+                self.traced.failure = str(error)
+        reason = f"the field is cut by the border, and no larger input can be walked through: {self.traced.failure}"
+        self.unknown.append((walk.graph.nodes[-1], reason))
+        return None
+
+    def _larger_graphs(self, local: Sequence[int]) -> Any:
+        """Graphs of larger inputs, the largest first."""
+        axes = [self.axes[i] for i in local]
+        if len(local) == len(self.axes) and self.traced.larger is not None:
+            yield self.traced.factor, self.traced.larger
+        for factor in FACTORS:
+            if factor < self.traced.factor or len(local) < len(self.axes):
+                found, graph = self.traced.enlarged(axes, (factor,))
+                if graph is not None:
+                    yield found, graph
+
+    def _phases(
+        self, graph: Graph, factor: int, local: Sequence[int], jump: Sequence[Fraction | None], periods: Sequence[int]
+    ) -> tuple[Box, tuple[tuple[Phase, ...], ...], tuple[int, ...]]:
+        assert graph.target is not None
+        middle = list(self.position)
+        if self.paired:
+            for i in local:
+                n = graph.target.shape[self.places[i]]
+                middle[i] = n // 2 - (n // 2 - self.position[i]) % periods[i]
+        elif not self.fixed:
+            middle = [(n + isqrt(n)) // 2 for n in (graph.target.shape[a] for a in self.places)]
+        phases: list[tuple[Phase, ...]] = [() for _ in self.axes]
+        best = list(middle)
+        for i in local if self.paired else ():
+            first = middle[i] - middle[i] % periods[i]
+            found = []
+            for p in range(first, first + periods[i]):
+                _, box = self._walk(graph, [p if j == i else m for j, m in enumerate(middle)])
+                step = jump[i]
+                found.append((box.mask.shape[i], float("nan") if step is None else float(box.start[i] - p * step)))
+            phases[i] = tuple(Phase(size, offset) for size, offset in found)
+            if not self.fixed:
+                best[i] = first + max(range(len(found)), key=lambda k: found[k][0])
+        walk, box = self._walk(graph, best)
+        if self._cut(walk):
+            self.unknown.append((walk.graph.nodes[-1], f"the border still cuts the field in an input {factor} times as large"))
+        elif self.paired:
+            self._check_shift(graph, best, box, jump, periods, local)
+        return box, tuple(phases), tuple(best)
+
+    def _check_shift(
+        self,
+        graph: Graph,
+        best: Sequence[int],
+        box: Box,
+        jump: Sequence[Fraction | None],
+        periods: Sequence[int],
+        local: Sequence[int],
+    ) -> None:
+        """Says so where the field of an output a period on is another."""
+        steps = [p if i in local else 0 for i, p in enumerate(periods)]
+        _, next_box = self._walk(graph, [b + s for b, s in zip(best, steps, strict=True)])
+        moved = [None if j is None else j * s for j, s in zip(jump, steps, strict=True)]
+        expected = tuple(None if m is None else b + m for b, m in zip(box.start, moved, strict=True))
+        if next_box.start != expected or not np.array_equal(box.mask, next_box.mask):
+            self.notes.append("the field depends on the position: its size, jump and offset are those of the middle output")
+
+    def _result(
+        self, inside: Box, box: Box, phases: tuple[tuple[Phase, ...], ...], jump: Sequence[Fraction | None], first: Sequence[int],
+        grows: set[int], everything: Sequence[Node],
+    ) -> ReceptiveField:  # fmt: skip
+        size = tuple(None if i in grows else n for i, n in enumerate(box.mask.shape))
+        offset = tuple(
+            None if n is None or step is None else float(begin - p * step)
+            for n, step, begin, p in zip(size, jump, box.start, first if self.paired else [0] * len(size), strict=True)
+        )
+        unknown = _parts(self.unknown)
+        return ReceptiveField(
+            of=self.traced.of if isinstance(self.traced.of, str) else f"output {self.traced.of}",
+            input=self.input.shape, output=self.target.shape, axes=self.axes, size=size,
+            jump=tuple(None if step is None else float(step) for step in jump),
+            offset=offset,
+            centre=tuple(None if o is None or n is None else o + (n - 1) / 2 for o, n in zip(offset, size, strict=True)),
+            phases=phases, coverage=coverage(box.mask), gridding=1 - coverage(box.mask), unevenness=unevenness(box.paths),
+            window=Window(
+                self.position, inside.start, tuple(s + n for s, n in zip(inside.start, inside.mask.shape, strict=True)),
+                coverage(inside.mask), inside.mask,
+            ),
+            sees_everything=_parts([(node, "mixes what grows with the input") for node in everything]),
+            not_understood=tuple(Part(p.op, p.module, p.what) for p in unknown),
+            status="lower_bound" if unknown else "exact", notes=tuple(self.notes), mask=box.mask, paths=box.paths,
+        )  # fmt: skip
+
+
+def coverage(mask: Any) -> float:
+    """Share of a box's positions that are seen; 0 of an empty one.
+
+    >>> coverage(np.array([True, False, True]))
+    0.6666666666666666
+    """
+    return float(np.count_nonzero(mask) / mask.size) if mask.size else 0.0
+
+
+def unevenness(paths: Any) -> float:
+    """Σ|n(p) − n(p + 1)| / Σ(n(p) + n(p + 1)) over neighbours p, p + 1 along every axis, n the paths of a position.
+
+    >>> unevenness(np.array([1.0, 0.0, 1.0])), unevenness(np.ones((3, 3)))
+    (1.0, 0.0)
+    """
+    between = total = 0.0
+    scaled = paths / paths.max(initial=1.0)
+    for axis in range(paths.ndim):
+        one, two = (np.moveaxis(scaled, axis, 0)[cut] for cut in (slice(None, -1), slice(1, None)))
+        between += float(np.abs(one - two).sum())
+        total += float((one + two).sum())
+    return between / total if total else 0.0
+
+
+def _parts(met: Sequence[tuple[Node, str]]) -> tuple[Part, ...]:
+    return tuple(Part(*key) for key in dict.fromkeys((node.op, node.module, what) for node, what in met))
