@@ -7,7 +7,7 @@ from typing import Any
 from omniconv.analysis._users_code import one_line
 
 # numbers of onnx.TensorProto -> ours
-_DTYPES = {1: "f32", 2: "u8", 3: "i8", 5: "i16", 6: "i32", 7: "i64", 9: "bool", 10: "f16", 11: "f64", 16: "bf16"}
+DTYPES = {1: "f32", 2: "u8", 3: "i8", 5: "i16", 6: "i32", 7: "i64", 9: "bool", 10: "f16", 11: "f64", 16: "bf16"}
 
 GraphInput = tuple[str, tuple[int, ...], str]
 
@@ -53,7 +53,7 @@ def graph_inputs(model: Any, given: Sequence[tuple[str | None, tuple[int, ...]]]
 
 def _input(value: Any, given: tuple[int, ...] | None) -> GraphInput:
     kind = value.type.tensor_type
-    if kind.elem_type not in _DTYPES:
+    if kind.elem_type not in DTYPES:
         raise ValueError(f"an input of the graph must be a tensor of numbers, got {value.name!r}")
     sizes = [d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim]
     if given is None:
@@ -63,8 +63,8 @@ def _input(value: Any, given: tuple[int, ...] | None) -> GraphInput:
             axis = sizes.index(None)
             known = "x".join("?" if size is None else str(size) for size in sizes)
             raise ValueError(f"--input must give what the file leaves open, got no size of axis {axis} of {value.name!r} ({known})")
-        return value.name, tuple(int(size or 0) for size in sizes), _DTYPES[kind.elem_type]
+        return value.name, tuple(int(size or 0) for size in sizes), DTYPES[kind.elem_type]
     if len(given) != len(sizes) or any(size not in (None, g) for size, g in zip(sizes, given, strict=True)):
         known = "x".join("?" if size is None else str(size) for size in sizes)
         raise ValueError(f"the input {value.name!r} must be {known}, got {'x'.join(map(str, given))}")
-    return value.name, given, _DTYPES[kind.elem_type]
+    return value.name, given, DTYPES[kind.elem_type]
