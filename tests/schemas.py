@@ -18,6 +18,7 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from omniconv.analysis.catalogue import Catalogue, Description
 from omniconv.analysis.doctor import Examination
+from omniconv.analysis.summary import Summary
 from omniconv.analysis.tables import SCHEMA_VERSION
 from omniconv.analysis.verify import Verification
 from omniconv.bench.compare import Comparison
@@ -31,6 +32,7 @@ RESULTS: dict[str, type] = {
     "doctor": Examination,
     "info": Description,
     "list": Catalogue,
+    "summary": Summary,
     "verify": Verification,
 }
 FOLDER = Path(__file__).parent.parent / "src/omniconv/analysis/schemas"

@@ -172,14 +172,25 @@ def draw(table: Table, console: Console) -> None:
             column.head, justify="right" if column.right else "left", no_wrap=not folds, vertical="top", overflow="fold"
         )
     for row in table.rows:
-        drawn.add_row(*[_cell(column, below.get(column.name), row) for column in beside])
+        drawn.add_row(*[_cell(column, below.get(column.name), row, console.width) for column in beside])
     console.print(drawn)
     if table.caption:
         console.print(Text(table.caption, style="dim"))
 
 
-def _cell(column: Column, below: Column | None, row: Any) -> Text:
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
+
+
+def _bar(share: float, cells: int) -> str:
+    """So much of so many cells, in eighths; what there is a little of shows."""
+    eighths = max(round(8 * cells * min(max(share, 0.0), 1.0)), 1 if share > 0 else 0)
+    return ("█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()).ljust(cells)
+
+
+def _cell(column: Column, below: Column | None, row: Any, width: int) -> Text:
     cell = Text(column.shown(row), style=column.style(row) if column.style else "")
+    if column.bar is not None:
+        cell = Text.assemble((_bar(column.bar(row), 4 if width < 100 else 12), "cyan"), cell.plain.rjust(6))
     if below is not None:
         cell.append(f"\n{below.shown(row)}", style="not bold dim")
     return cell
