@@ -13,7 +13,7 @@ import torch
 from cases import PROBLEMS, cases_of, larger_than_input
 
 import omniconv
-from omniconv import TECHNIQUES, convert, functional, models
+from omniconv import TECHNIQUES, convert, functional, models, surgery
 from omniconv import nn as layers
 from omniconv.geometry import PADDING_MODES, PADDING_NAMES
 from omniconv.problem import Problem
@@ -40,9 +40,10 @@ MAY_IMPORT = {
     "convert": {"techniques"} | _BASE,
     "testing": {"techniques"} | _BASE,
     "analysis": _LAYERS | {"techniques"} | _BASE,
+    "surgery": {"analysis", "techniques"} | _LAYERS | _BASE,
     "models": {"analysis", "techniques"} | _LAYERS | _BASE,
     "bench": {"analysis", "testing", "techniques"} | _LAYERS | _BASE,
-    "cli": {"bench", "analysis", "testing", "techniques"} | _LAYERS | _BASE,
+    "cli": {"bench", "surgery", "analysis", "testing", "techniques"} | _LAYERS | _BASE,
     "__init__": {"functional", "nn", "streaming", "techniques", "problem", "settings"},
 }
 
@@ -148,14 +149,14 @@ def test_a_techniques_problems_reach_all_it_takes(technique):
         assert any(i % s for p in problems for i, s in zip(p.size, p.stride, strict=True))
 
 
-@pytest.mark.parametrize("room_of_names", [functional, layers, convert, models], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("room_of_names", [functional, layers, convert, models, surgery], ids=lambda m: m.__name__)
 def test_exports_are_sorted_and_exist(room_of_names):
     assert room_of_names.__all__ == sorted(room_of_names.__all__)
     assert all(hasattr(room_of_names, name) for name in room_of_names.__all__)
 
 
 TEMPLATE = re.compile(r"\{(n|axes|over|taps|threes|ones|twos|twice|doubled)\}")
-PUBLIC = [(m, name) for m in (functional, layers, convert, models) for name in m.__all__]
+PUBLIC = [(m, name) for m in (functional, layers, convert, models, surgery) for name in m.__all__]
 
 
 @pytest.mark.parametrize(("module", "name"), PUBLIC, ids=lambda v: v if isinstance(v, str) else v.__name__.split(".")[-1])
