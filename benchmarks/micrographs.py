@@ -36,7 +36,7 @@ from trials import Tick, every_run, save, size_of, spread, train, watched
 
 import omniconv
 from omniconv.analysis import cost
-from omniconv.bench.runner import slug
+from omniconv.bench.results import slug
 from omniconv.nn import Conv2d, ConvTranspose2d, DilatedConv2d
 from omniconv.timing import alternate, machine
 
