@@ -17,6 +17,7 @@ from pydantic import ConfigDict, TypeAdapter, create_model
 from pydantic.json_schema import GenerateJsonSchema
 
 from omniconv.analysis.catalogue import Catalogue, Description
+from omniconv.analysis.diff import Diff
 from omniconv.analysis.doctor import Examination
 from omniconv.analysis.summary import Summary
 from omniconv.analysis.tables import SCHEMA_VERSION
@@ -29,6 +30,7 @@ from omniconv.problem import Problem
 RESULTS: dict[str, type] = {
     "bench": Benchmark,
     "compare": Comparison,
+    "diff": Diff,
     "doctor": Examination,
     "info": Description,
     "list": Catalogue,

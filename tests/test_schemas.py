@@ -17,6 +17,7 @@ from omniconv.timing import alternate
 # kind -> a call that is over soon
 CALLS = {
     "compare": "compare --channels 8 --size 6 --budget 0.01 --sequence {folder}/a.csv",
+    "diff": "diff {folder}/s.json {folder}/s.json --fail-if macs>+1%",
     "doctor": "doctor",
     "info": "info deformable",
     "list": "list",
@@ -54,6 +55,8 @@ def test_schemas_are_schemas(kind):
 @pytest.mark.parametrize("kind", CALLS)
 def test_what_is_written_is_valid(kind, monkeypatch, tmp_path):
     (tmp_path / "a.csv").write_text("1,2\n3,4\n")
+    if kind == "diff":
+        run(*shlex.split(CALLS["summary"]), "-o", tmp_path / "s.json")
     monkeypatch.setattr(bench, "alternate", partial(alternate, rounds=(1, 1), sample=0.0))
     result = run(*shlex.split(CALLS[kind].format(folder=tmp_path)), "--format", "json", "-o", tmp_path / "page.html")
     assert result.exit_code == 0, result.output
