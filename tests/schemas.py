@@ -19,6 +19,7 @@ from pydantic.json_schema import GenerateJsonSchema
 from omniconv.analysis.catalogue import Catalogue, Description
 from omniconv.analysis.diff import Diff
 from omniconv.analysis.doctor import Examination
+from omniconv.analysis.roofline import Roofline
 from omniconv.analysis.summary import Summary
 from omniconv.analysis.tables import SCHEMA_VERSION
 from omniconv.analysis.verify import Verification
@@ -35,6 +36,7 @@ RESULTS: dict[str, type] = {
     "info": Description,
     "list": Catalogue,
     "summary": Summary,
+    "roofline": Roofline,
     "verify": Verification,
 }
 FOLDER = Path(__file__).parent.parent / "src/omniconv/analysis/schemas"

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from omniconv.cli import bench, catalogue, compare, diff, doctor, schema, summary, verify
+from omniconv.cli import bench, catalogue, compare, diff, doctor, roofline, schema, summary, verify
 
 app = typer.Typer(
     help="Every convolution a network designer reaches for: compare them, time them, list them, look one up.",
@@ -19,6 +19,7 @@ app.command("compare")(compare.command)
 app.command("bench")(bench.command)
 app.command("summary")(summary.command)
 app.command("diff")(diff.command)
+app.command("roofline")(roofline.command)
 app.command("verify")(verify.command)
 app.command("list")(catalogue.list_techniques)
 app.command("info")(catalogue.info)
