@@ -1,5 +1,5 @@
 # The commands anyone must know. `make run` and `make test` set up everything they need on a fresh machine.
-.PHONY: run test test-fast fuzz bench sanitize wheel schemas lint format clean
+.PHONY: run test test-fast fuzz bench counters sanitize wheel schemas lint format clean
 
 PYTHON ?= python3
 # the torch to run and test with; any but the first has an environment of its own: make test TORCH=2.14.1
@@ -45,6 +45,12 @@ bench-%: .venv-peers/run
 	$(BENCH)omniconv bench $* --threads $(THREADS) $(if $(filter 1,$(THREADS)),--cold --compile) --force \
 	  -o benchmarks/results/$*-$$($(BENCH)python -c "from omniconv.bench.results import slug; print(slug())").json
 	$(BENCH)omniconv bench $* --readme README.md
+
+# Other counters of multiply-accumulates beside ours: docs/counters.md and its data
+COUNTERS := torchinfo==1.8.0 fvcore==0.1.5.post20221221 thop==0.1.1.post2209072238 ptflops==0.7.5 torchscan==0.2.0 torchlens==2.36.1 \
+  calflops==0.3.2 transformers==5.24.0
+counters: .venv-counters/run
+	OMP_NUM_THREADS=1 .venv-counters/bin/python benchmarks/counters.py run
 
 # The tests of the kernels with AddressSanitizer and UndefinedBehaviorSanitizer in the native library. A finding ends its test's process
 # and is printed at the end. Left out: what counts resident memory or runs a compiler.
@@ -131,6 +137,13 @@ endif
 
 .venv-peers/run: .venv-peers/peers pyproject.toml $(SOURCES)
 	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+.venv-counters/run: pyproject.toml $(SOURCES)
+	$(PYTHON) -m venv .venv-counters
+	.venv-counters/bin/python -m pip install --quiet --disable-pip-version-check $(PEERS_TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	.venv-counters/bin/python -m pip install --quiet --disable-pip-version-check $(COUNTERS)
+	.venv-counters/bin/python -m pip install --quiet --disable-pip-version-check --editable .
 	touch $@
 
 .venv-wheel/tools:
