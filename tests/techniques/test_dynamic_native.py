@@ -189,6 +189,25 @@ def test_chunks_of_any_size_give_the_bits_of_the_whole(kernel, dilation, dtype, 
             at += steps
 
 
+@pytest.mark.parametrize("softmax", [True, False])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_taps_that_meet_only_padding_count_as_if_it_were_there(layout, softmax, level):
+    """They are passed over where nothing can change: a weight that is no number shows, and so does an infinite one times zero."""
+    for length, kernel, group in ((1, 31, 16), (1, 5, 3), (25, 31, 32), (40, 7, 48), (3, 40, 20)):
+        for special in (None, float("inf"), float("nan")):
+            x, bias = normal(2, 2 * group, length), normal(2 * group, seed=2)
+            kernels = normal(2, 2, kernel, length, seed=1)
+            bias[1] = -0.0
+            if special is not None:
+                kernels[0, 1, 0, 0] = special  # of the first tap: at the first position only padding
+            kwargs = {"layout": layout, "softmax": softmax}
+            y = dynamic_conv1d(laid(x, layout), kernels, bias, "causal", **kwargs)
+            padded = torch.cat([x.new_zeros(2, 2 * group, kernel - 1), x], 2)
+            wanted = dynamic_conv1d(laid(padded, layout), kernels, bias, "valid", **kwargs)
+            assert torch.equal(y.view(torch.int32), wanted.view(torch.int32)), (length, kernel, group, special)
+            assert (special is None) == bool(back(y, layout)[0, group:, 0].isfinite().all())
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_threads_and_batch_leave_the_bits_alone(layout, level):
     threads = torch.get_num_threads()
