@@ -196,13 +196,14 @@ def test_taps_that_meet_only_padding_count_as_if_it_were_there(layout, softmax, 
     for length, kernel, group in ((1, 31, 16), (1, 5, 3), (25, 31, 32), (40, 7, 48), (3, 40, 20)):
         for special in (None, float("inf"), float("nan")):
             x, bias = normal(2, 2 * group, length), normal(2 * group, seed=2)
-            kernels = normal(2, 2, kernel, length, seed=1)
-            bias[1] = -0.0
+            before, after = kernel + 15, kernel + 9
+            kernels = normal(2, 2, kernel, before + length + after - kernel + 1, seed=1)
+            x[:, 1], bias[1] = -0.0, -0.0
             if special is not None:
-                kernels[0, 1, 0, 0] = special  # of the first tap: at the first position only padding
+                kernels[0, 1, 0, 0] = kernels[0, 1, -1, -1] = special  # at the first and the last position there is only padding
             kwargs = {"layout": layout, "softmax": softmax}
-            y = dynamic_conv1d(laid(x, layout), kernels, bias, "causal", **kwargs)
-            padded = torch.cat([x.new_zeros(2, 2 * group, kernel - 1), x], 2)
+            y = dynamic_conv1d(laid(x, layout), kernels, bias, ((before, after),), **kwargs)
+            padded = torch.nn.functional.pad(x, (before, after))
             wanted = dynamic_conv1d(laid(padded, layout), kernels, bias, "valid", **kwargs)
             assert torch.equal(y.view(torch.int32), wanted.view(torch.int32)), (length, kernel, group, special)
             assert (special is None) == bool(back(y, layout)[0, group:, 0].isfinite().all())
