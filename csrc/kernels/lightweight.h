@@ -24,6 +24,7 @@ struct LightweightGeometry {
   int64_t x_step, x_channel, x_sample, y_step, y_channel, y_sample;  // elements between positions, channels, samples; of step and channel one is 1
   Mode mode;  // of the gradients: kZeros
   Activation activation;
+  bool finite;  // all weights are: what they meet of padding adds nothing
 };
 
 struct LightweightKernels {

@@ -20,7 +20,6 @@ constexpr int kHeld = VECTOR_BYTES == 64 ? 8 : 4;   // taps whose weights are he
 constexpr int64_t kTileBytes = 24 << 10;            // of one vector of channels: half of L1
 constexpr int64_t kGroups = 8;                      // vectors of channels copied side by side, so that whole cache lines are read
 constexpr int64_t kReach = 512;                     // from the first tap to the last: beyond it the dilation is taken apart
-constexpr int kFew = 8;                             // taps with which channels-last rows are read where they lie
 
 // How the outputs of a call are cut. With `phases` above 1 output q + r·phases is the r-th of sequence q, whose window is dense.
 struct Cut {
@@ -38,15 +37,16 @@ struct Cut {
 };
 
 template <class E> bool streams(const LightweightGeometry& g) {
-  return g.x_channel == 1 && g.y_channel == 1 && g.dilation == 1 && g.kernel <= kFew && g.channels >= Vec<typename Sum<E>::type>::lanes;
+  return g.x_channel == 1 && g.y_channel == 1 && g.dilation == 1 && g.channels >= Vec<typename Sum<E>::type>::lanes;
 }
 
 template <class E> size_t scratch_bytes(const LightweightGeometry& g) {
   const Cut cut(g, VECTOR_BYTES);
   // the tiles of x and of y or its gradient, and a vector for each tap and for the bias
   const size_t tiles = size_t(cut.rows + cut.tile + g.kernel + 1) * kGroups * VECTOR_BYTES;
-  // a row of zeros, and a vector for each tap and each vector of channels
-  const size_t rows = size_t(g.channels) * sizeof(E) + 64 + (g.channels / Vec<typename Sum<E>::type>::lanes + 1) * g.kernel * VECTOR_BYTES;
+  // a row of zeros, a vector for each tap and each vector of channels, and pointers to them and to the rows of a block
+  const size_t vectors = g.channels / Vec<typename Sum<E>::type>::lanes + 1;
+  const size_t rows = size_t(g.channels) * sizeof(E) + 64 + vectors * (g.kernel * VECTOR_BYTES + sizeof(void*)) + (kSums + g.kernel) * sizeof(void*);
   return streams<E>(g) && rows > tiles ? rows : tiles;
 }
 
@@ -232,69 +232,136 @@ template <class A> void spread(const LightweightGeometry& g, const A* weight, in
     for (int64_t l = 0; l < L; ++l) w[i * L + l] = weight[head[l] + i];
 }
 
-// Channels-last with K taps, few enough for all weights to be held: the rows that a block of outputs meets are read where they lie, each
-// once, from left to right.
+// Taps [i, i + Q) of P sums of a vector of channels whose rows are read where they lie: as in `add_taps`.
+template <class E, class A, int P, int Q> INLINE void add_rows(typename Vec<A>::V* sum, const E* const* row, int64_t c, const A* w) {
+  typedef typename Vec<A>::V V;
+  constexpr int L = Vec<A>::lanes;
+  V weight[Q];
+#pragma GCC unroll 8
+  for (int q = 0; q < Q; ++q) weight[q] = held(load(w + q * L));
+#pragma GCC unroll 32
+  for (int s = 0; s < P + Q - 1; ++s) {
+    const V at = held(load(row[s] + c));
+#pragma GCC unroll 8
+    for (int q = 0; q < Q; ++q)
+      if (s - q >= 0 && s - q < P) sum[s - q] += weight[q] * at;
+  }
+}
+
+// P outputs of one vector of channels, from K taps; weights (K, L).
+template <class E, class A, int P>
+INLINE void from_rows(typename Vec<A>::V* sum, const E* const* row, int64_t c, const A* w, int64_t K) {
+  constexpr int L = Vec<A>::lanes;
+  int64_t i = 0;
+  for (; i + kHeld <= K; i += kHeld) add_rows<E, A, P, kHeld>(sum, row + i, c, w + i * L);
+  if (kHeld > 4 && i + 4 <= K) {
+    add_rows<E, A, P, 4>(sum, row + i, c, w + i * L);
+    i += 4;
+  }
+  if (K - i == 3) add_rows<E, A, P, 3>(sum, row + i, c, w + i * L);
+  else if (K - i == 2) add_rows<E, A, P, 2>(sum, row + i, c, w + i * L);
+  else if (K - i == 1) add_rows<E, A, P, 1>(sum, row + i, c, w + i * L);
+}
+
+// What the blocks of outputs of one call share.
+template <class E, class A> struct Stream {
+  const LightweightGeometry& g;
+  int64_t c0, width, vectors;
+  const A* const* weights;  // of each vector of channels: (K, L)
+  const A* bias;
+  const uint8_t* zeroed;
+  E *y, *made;
+};
+
+constexpr int64_t kRow = 1024;  // bytes of sums that are put together before they are written
+
+// Outputs [t, t + n), n <= P, of all channels; taps outside [from, to) meet nothing but zeros. K taps, or 0 where they are many.
+template <class E, class A, int P, int K>
+void block(const Stream<E, A>& s, int64_t t, int64_t n, const E* const* row, int64_t from, int64_t to) {
+  typedef typename Vec<A>::V V;
+  constexpr int64_t L = Vec<A>::lanes, kWide = kRow / VECTOR_BYTES;
+  const Activation a = s.g.activation;
+  for (int64_t v = 0; v < s.vectors; ++v) {
+    const int64_t c = min64(v * L, s.width - L);  // the last vector goes over some channels twice
+    const V shift = s.bias ? load(s.bias + s.c0 + c) : V{};
+    V sum[P];
+#pragma GCC unroll 16
+    for (int j = 0; j < P; ++j) sum[j] = shift;
+    if constexpr (K > 0) add_rows<E, A, P, K>(sum, row, c, s.weights[v]);
+    else from_rows<E, A, P>(sum, row + from, c, s.weights[v] + from * L, to - from);
+    if (a != kNone) {
+#pragma GCC unroll 16
+      for (int j = 0; j < P; ++j) sum[j] = activate<A>(sum[j], a);
+    }
+    if (s.zeroed) {
+#pragma GCC unroll 16
+      for (int j = 0; j < P; ++j)
+        if (j < n && s.zeroed[t + j]) sum[j] = V{};
+    }
+    E* to = s.made + v % kWide * L;
+#pragma GCC unroll 16
+    for (int j = 0; j < P; ++j) store(to + j * kWide * L, sum[j]);
+    if (v % kWide == kWide - 1 || v == s.vectors - 1) {
+      const int64_t first = v / kWide * kWide;
+      for (int64_t j = 0; j < n; ++j) {
+        E* out = s.y + (t + j) * s.g.y_step + s.c0;
+        for (int64_t u = first; u <= v; ++u) store(out + min64(u * L, s.width - L), load(s.made + (j * kWide + u - first) * L));
+      }
+    }
+  }
+}
+
+// Channels-last, dilation 1: the rows that a block of outputs meets are read where they lie, through a pointer a row (zeros for pads and
+// masked positions). Sixteen lines of as many rows that lie a power of two apart fall into one set of L1: outputs are put together in rows
+// before they are written (N8 C1024 T256 K7: 0.43 ms and 0.28).
 template <class E, class A, int K>
 void stream(const LightweightGeometry& g, int64_t c0, int64_t c1, int64_t t0, int64_t t1, const E* x, const A* weight, const A* bias, const uint8_t* mask,
             const uint8_t* zeroed, E* y, void* scratch) {
-  typedef typename Vec<A>::V V;
   constexpr int64_t L = Vec<A>::lanes;
-  const int64_t width = c1 - c0, vectors = (width + L - 1) / L;
-  A* table = (A*)scratch;  // (vectors, K, L)
-  E* zeros = (E*)(table + vectors * K * L);
+  const int64_t width = c1 - c0, vectors = (width + L - 1) / L, taps = g.kernel;
+  A* table = (A*)scratch;
+  const A** weights = (const A**)(table + vectors * taps * L);
+  const E** row = (const E**)(weights + vectors);
+  E* zeros = (E*)(row + kSums + taps - 1);
   __builtin_memset(zeros, 0, width * sizeof(E));
-  // Sixteen lines of as many rows that lie a power of two apart fall into one set of L1: outputs are put together in rows before they are
-  // written (N8 C1024 T256 K7: 0.43 ms and 0.28).
-  constexpr int64_t kWide = 256 / L;
-  E made[kSums * kWide * L] __attribute__((aligned(64)));
+  int64_t of = -1;
   for (int64_t v = 0; v < vectors; ++v) {
-    A* w = table + v * K * L;
-    const int64_t c = c0 + min64(v * L, width - L);  // the last vector goes over some channels twice
-    int64_t of = -1;
-    spread(g, weight, c, L, w, of);
+    const int64_t c = c0 + min64(v * L, width - L), was = of;
+    if (was >= 0 && c / g.group == was && (c + L - 1) / g.group == was) {
+      weights[v] = weights[v - 1];
+      continue;
+    }
+    spread(g, weight, c, L, table, of);
+    weights[v] = table;
+    table += taps * L;
   }
-  for (int64_t t = t0; t < t1; t += kSums) {
-    const int64_t n = min64(kSums, t1 - t);
-    const E* row[kSums + K - 1];
-    for (int64_t s = 0; s < kSums + K - 1; ++s) {
-      const int64_t p = s < n + K - 1 ? source(t - g.before + s, g.length, 1, g.mode) : -1;
-      row[s] = p < 0 || (mask && mask[p]) ? zeros : x + p * g.x_step + c0;
-    }
-    for (int64_t v = 0; v < vectors; ++v) {
-      const int64_t c = min64(v * L, width - L);
-      const V shift = bias ? load(bias + c0 + c) : V{};
-      V sum[kSums], w[K];
-#pragma GCC unroll 16
-      for (int j = 0; j < kSums; ++j) sum[j] = shift;
-#pragma GCC unroll 8
-      for (int q = 0; q < K; ++q) w[q] = load(table + (v * K + q) * L);
-#pragma GCC unroll 32
-      for (int s = 0; s < kSums + K - 1; ++s) {
-        const V at = held(load(row[s] + c));
-#pragma GCC unroll 8
-        for (int q = 0; q < K; ++q)
-          if (s - q >= 0 && s - q < kSums) sum[s - q] += w[q] * at;
-      }
-      if (g.activation != kNone) {
-#pragma GCC unroll 16
-        for (int j = 0; j < kSums; ++j) sum[j] = activate<A>(sum[j], g.activation);
-      }
-      if (zeroed) {
-#pragma GCC unroll 16
-        for (int j = 0; j < kSums; ++j)
-          if (j < n && zeroed[t + j]) sum[j] = V{};
-      }
-      E* to = made + v % kWide * L;
-#pragma GCC unroll 16
-      for (int j = 0; j < kSums; ++j) store(to + j * kWide * L, sum[j]);
-      if (v % kWide == kWide - 1 || v == vectors - 1) {
-        const int64_t from = v / kWide * kWide;
-        for (int64_t j = 0; j < n; ++j) {
-          E* out = y + (t + j) * g.y_step + c0;
-          for (int64_t u = from; u <= v; ++u) store(out + min64(u * L, width - L), load(made + (j * kWide + u - from) * L));
-        }
+  E made[kSums * kRow / VECTOR_BYTES * L] __attribute__((aligned(64)));
+  const Stream<E, A> s{g, c0, width, vectors, weights, bias, zeroed, y, made};
+  for (int64_t t = t0; t < t1;) {
+    const int64_t rest = t1 - t;
+    // as few as possible beyond the end: 24 are 12 and 12
+    const int P = kSums == 8 ? (rest > 4 ? 8 : 4) : rest > 24 || (rest > 12 && rest <= 16) ? 16 : rest > 8 ? 12 : rest > 4 ? 8 : 4;
+    const int64_t n = min64(P, rest);
+    int64_t first = P + taps - 1, last = 0;  // rows that are not zeros
+    for (int64_t r = 0; r < P + taps - 1; ++r) {
+      const int64_t p = r < n + taps - 1 ? source(t - g.before + r, g.length, 1, g.mode) : -1;
+      const bool zero = p < 0 || (mask && mask[p]);
+      row[r] = zero ? zeros : x + p * g.x_step + c0;
+      if (!zero) {
+        if (first > r) first = r;
+        last = r;
       }
     }
+    int64_t from = 0, to = taps;
+    if (g.finite) {  // a tap that meets no other row adds nothing
+      from = min64(max64(0, first - P + 1), taps);
+      to = max64(from, min64(taps, last + 1));
+    }
+    if (kSums > 8 && P == 16) block<E, A, kSums, K>(s, t, n, row, from, to);
+    else if (kSums > 8 && P == 12) block<E, A, 12, K>(s, t, n, row, from, to);
+    else if (P == 8) block<E, A, 8, K>(s, t, n, row, from, to);
+    else block<E, A, 4, K>(s, t, n, row, from, to);
+    t += n;
   }
 }
 
@@ -307,7 +374,8 @@ void forward(const LightweightGeometry& g, int64_t c0, int64_t c1, int64_t t0, i
   E* y = (E*)yv;
   if (streams<E>(g) && c1 - c0 >= L) {
     const auto run = g.kernel == 1 ? stream<E, A, 1> : g.kernel == 2 ? stream<E, A, 2> : g.kernel == 3 ? stream<E, A, 3> : g.kernel == 4 ? stream<E, A, 4>
-                   : g.kernel == 5 ? stream<E, A, 5> : g.kernel == 6 ? stream<E, A, 6> : g.kernel == 7 ? stream<E, A, 7> : stream<E, A, 8>;
+                   : g.kernel == 5 ? stream<E, A, 5> : g.kernel == 6 ? stream<E, A, 6> : g.kernel == 7 ? stream<E, A, 7> : g.kernel == 8 ? stream<E, A, 8>
+                   : stream<E, A, 0>;
     return run(g, c0, c1, t0, t1, x, (const A*)wv, (const A*)bv, mask, zeroed, y, scratch);
   }
   const Cut cut(g, VECTOR_BYTES);

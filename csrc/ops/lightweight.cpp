@@ -49,7 +49,7 @@ Call settle(const char* op, const Axes& axes, const Ints& size, const Tensor& we
   const int64_t heads = weight.size(0), K = weight.size(1), outputs = outputs_of(op, axes, size, "weight", heads, K, pads, dilation, mode);
   const Ints x = strides(size, false), y = strides(in_layout(axes, batch, channels, outputs), false);
   return {{length, outputs, channels, channels / heads, K, dilation, pads[0], x[axes.time], x[axes.channel], x[axes.batch], y[axes.time], y[axes.channel], y[axes.batch],
-           Mode(mode), kNone},
+           Mode(mode), kNone, false},
           batch, heads, axes.time == 2};
 }
 
@@ -63,9 +63,16 @@ std::unique_ptr<char[]> applied(const LightweightKernels& k, const Tensor& weigh
   return w;
 }
 
+bool is_finite(const char* weight, int64_t count, int64_t size) {
+  double sum = 0;  // of zeros, or NaN
+  for (int64_t i = 0; i < count; ++i) sum += 0 * (size == 8 ? reinterpret_cast<const double*>(weight)[i] : double(reinterpret_cast<const float*>(weight)[i]));
+  return sum == 0;
+}
+
 // y of x, geometry settled; outputs where `zeroed` is set are 0.
-void convolve(const LightweightKernels& k, const Call& c, const Tensor& x, const char* weight, const char* bias, const Tensor& mask, const Tensor& zeroed, bool flush, Tensor& y) {
-  const LightweightGeometry& g = c.g;
+void convolve(const LightweightKernels& k, Call c, const Tensor& x, const char* weight, const char* bias, const Tensor& mask, const Tensor& zeroed, bool flush, Tensor& y) {
+  LightweightGeometry& g = c.g;
+  g.finite = is_finite(weight, c.heads * g.kernel, c.sum_size(x.dtype()));
   // What is one thread's at a time; the last block has up to twice as many channels, so that it fills vectors where there are enough. Rows of
   // channels are as long as possible.
   const int64_t kChannels = c.time_first ? 64 : 512, kOutputs = c.time_first ? 512 : 128;
