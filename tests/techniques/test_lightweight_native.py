@@ -123,6 +123,33 @@ def test_chunks_of_any_size_give_the_bits_of_the_whole(channels, heads, taps, di
         at += steps
 
 
+@pytest.mark.parametrize("layout", ["NTC", "TNC"])
+@pytest.mark.parametrize("taps", [9, 12, 19, 31])
+@pytest.mark.parametrize(("channels", "heads"), [(16, 1), (35, 5), (80, 2), (24, 24)])
+def test_every_length_of_a_block_of_outputs(channels, heads, taps, layout, level):
+    """Blocks of 16, 12, 8 and 4 outputs, whose taps beyond the input are left out; vectors of one head and of several."""
+    for length in (1, 3, 4, 5, 8, 9, 12, 13, 16, 17, 20, 24, 25, 28, 33, 41):
+        for pads in ((taps - 1, 0), (0, taps - 1), (taps // 2, taps + 3)):
+            x, w, b = integers(2, channels, length), integers(heads, taps, seed=1), integers(channels, seed=2)
+            expected = reference(x.double(), w.double(), b.double(), (pads,), softmax=False)
+            y = lightweight_conv1d(laid(x, layout), w, b, (pads,), softmax=False, layout=layout)
+            assert torch.equal(LAYOUTS[layout].channel_first(y).double(), expected), (length, pads)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("number", [float("inf"), float("nan")])
+@pytest.mark.parametrize("taps", [3, 12])
+def test_padding_meets_weights_that_are_not_finite(taps, number, layout, level):
+    """Zeros of padding are multiplied by them, as in the definition; a tap is left out only where that changes nothing."""
+    x, w = normal(1, 32, 5), normal(2, taps, seed=1)
+    w[0, 0] = number
+    y = lightweight_conv1d(laid(x, layout), w, None, "causal", softmax=False, layout=layout)
+    y = LAYOUTS[layout].channel_first(y)
+    assert torch.equal(y.isnan(), reference(x, w, None, "causal", softmax=False).isnan())
+    assert y[:, :16, : min(5, taps - 1)].isnan().all()
+    assert y[:, 16:].isfinite().all()
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("heads", "taps"), [(1, 7), (4, 31), (64, 3)])
 def test_threads_and_batch_leave_the_bits_alone(heads, taps, layout, level):
