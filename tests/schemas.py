@@ -23,6 +23,7 @@ from omniconv.analysis.roofline import Roofline
 from omniconv.analysis.summary import Summary
 from omniconv.analysis.tables import SCHEMA_VERSION
 from omniconv.analysis.verify import Verification
+from omniconv.analysis.what_if import WhatIf
 from omniconv.bench.compare import Comparison
 from omniconv.bench.results import Benchmark
 from omniconv.problem import Problem
@@ -31,6 +32,7 @@ from omniconv.problem import Problem
 RESULTS: dict[str, type] = {
     "bench": Benchmark,
     "compare": Comparison,
+    "cost": WhatIf,
     "diff": Diff,
     "doctor": Examination,
     "info": Description,

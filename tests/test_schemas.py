@@ -17,6 +17,7 @@ from omniconv.timing import alternate
 # kind -> a call that is over soon
 CALLS = {
     "compare": "compare --channels 8 --size 6 --budget 0.01 --sequence {folder}/a.csv",
+    "cost": "cost 'standard n1 c8-16 i6 k3 p1' --all --measure --budget 0.01",
     "diff": "diff {folder}/s.json {folder}/s.json --fail-if macs>+1%",
     "doctor": "doctor",
     "info": "info deformable",

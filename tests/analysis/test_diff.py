@@ -105,7 +105,8 @@ def test_conditions(text, before, after, holds):
 @pytest.mark.parametrize(
     "text",
     ["", "macs", "macs>", "macs>+", "macs>=1%", "macs=1", "mac>+1%", "macs>1%", "macs>+1k%", "macs>+1%%", "macs>+x", "macs>++1",
-     "1<macs", "macs>+1.", "macs>+.5", "macs>+1e3", "macs>+inf", "macs>+1%;", "__import__('os')>+1", "macs>+1 KB", "macs>+9999999999999999"],
+     "1<macs", "macs>+1.", "macs>+.5", "macs>+1e3", "macs>+inf", "macs>+1%;", "__import__('os')>+1", "macs>+1 KB",
+     "macs>+9999999999999999"],
 )  # fmt: skip
 def test_malformed_conditions(files, text):
     result = run(files[0], files[0], "--fail-if", text)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from omniconv.cli import bench, catalogue, compare, diff, doctor, roofline, schema, summary, verify
+from omniconv.cli import bench, catalogue, compare, cost, diff, doctor, roofline, schema, summary, verify
 
 app = typer.Typer(
     help="Every convolution a network designer reaches for: compare them, time them, list them, look one up.",
@@ -18,6 +18,7 @@ app = typer.Typer(
 app.command("compare")(compare.command)
 app.command("bench")(bench.command)
 app.command("summary")(summary.command)
+app.command("cost")(cost.command)
 app.command("diff")(diff.command)
 app.command("roofline")(roofline.command)
 app.command("verify")(verify.command)
