@@ -52,10 +52,10 @@ def receptive_field(
     Source: Araujo, Norris, Sim 2019, Distill, doi:10.23915/distill.00021; gridding: Yu, Koltun, Funkhouser 2017, arXiv:1705.09914,
     Wang et al. 2018, arXiv:1702.08502.
     """
-    return _Question(Traced(module, inputs, of, wrt, axes), position).answer()
+    return Question(Traced(module, inputs, of, wrt, axes), position).answer()
 
 
-class _Question:
+class Question:
     """One output of a traced network, and all that is found out about it."""
 
     def __init__(self, traced: Traced, position: Sequence[int] | None) -> None:
@@ -67,6 +67,8 @@ class _Question:
         self.fixed = position is not None
         self.position = self._middle() if position is None else self._checked(position)
         self.unknown: list[tuple[Node, str]] = []
+        self.name = traced.of if isinstance(traced.of, str) else f"output {traced.of}"
+        self.example = traced.examples[traced.wrt]
 
     def _middle(self) -> tuple[int, ...]:
         sizes = [self.target.shape[a] for a in self.places]
@@ -112,15 +114,23 @@ class _Question:
     def _walk(self, graph: Graph, position: Sequence[int]) -> tuple[Walk, Box]:
         walk, target, source = Walk(graph), graph.target, graph.inputs[self.traced.wrt]
         assert target is not None
-        batch = 0 not in self.axes and 0 not in self.places
-        where: list[int | None] = [None] * len(target.shape)
-        if batch and target.shape and target.shape[0] == source.shape[0]:
+        where = self._where(target.shape, position)
+        seen = walk.back(Seen.at(target.shape, where), source) if target.depends else None
+        self.unknown += walk.unknown + walk.least
+        return walk, box_of(seen, self.axes, 0 not in self.axes)
+
+    def _where(self, shape: Sequence[int], position: Sequence[int]) -> list[int | None]:
+        """Of every axis of the output one index, or None for all: the first of a batch, all channels."""
+        where: list[int | None] = [None] * len(shape)
+        if where and 0 not in self.axes and shape[0] == self.input.shape[0]:
             where[0] = 0
         for axis, place in zip(self.places, position, strict=True):
             where[axis] = place
-        seen = walk.back(Seen.at(target.shape, where), source) if target.depends else None
-        self.unknown += walk.unknown + walk.least
-        return walk, box_of(seen, self.axes, batch)
+        return where
+
+    def index(self, shape: Sequence[int]) -> tuple[slice, ...]:
+        """What picks the output that is asked for out of one of this shape."""
+        return tuple(slice(None) if w is None else slice(w, w + 1) for w in self._where(shape, self.position))
 
     def _everything(self, walk: Walk) -> list[tuple[list[int], Node]]:
         """The ops that mix what grows with the input, and along which of its axes."""
@@ -244,7 +254,7 @@ class _Question:
         )
         unknown = _parts(self.unknown)
         return ReceptiveField(
-            of=self.traced.of if isinstance(self.traced.of, str) else f"output {self.traced.of}",
+            of=self.name,
             input=self.input.shape, output=self.target.shape, axes=self.axes, size=size,
             jump=tuple(None if step is None else float(step) for step in jump),
             offset=offset,

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from omniconv import settings
+from omniconv.analysis.untouched import untouched
 
 
 class Value:
@@ -216,6 +217,8 @@ def record(module: Callable[..., Any], inputs: Sequence[Any], of: int | str, sha
     recorder = Recorder()
     stop = of if isinstance(of, str) else None
     with ExitStack() as stack:
+        # a buffer of one number, such as a counter of batches, is computed even where tensors have no data
+        stack.enter_context(untouched(module if isinstance(module, nn.Module) else None, weights=real))
         if isinstance(module, nn.Module):
             stack.enter_context(_watched(module, recorder, stop))
         stack.enter_context(torch.no_grad())

@@ -21,6 +21,7 @@ class Traced:
         tensors = [x for x in tree_flatten(tuple(inputs))[0] if isinstance(x, Tensor)]
         if not tensors:
             raise ValueError("receptive_field: an example input must be a tensor, got none")
+        self.examples = tensors
         self.shapes = [tuple(x.shape) for x in tensors]
         shape = self.shapes[wrt]
         self.axes = (
