@@ -19,6 +19,7 @@ from pydantic.json_schema import GenerateJsonSchema
 from omniconv.analysis.catalogue import Catalogue, Description
 from omniconv.analysis.diff import Diff
 from omniconv.analysis.doctor import Examination
+from omniconv.analysis.receptive_field import FieldReport
 from omniconv.analysis.roofline import Roofline
 from omniconv.analysis.summary import Summary
 from omniconv.analysis.tables import SCHEMA_VERSION
@@ -37,6 +38,7 @@ RESULTS: dict[str, type] = {
     "doctor": Examination,
     "info": Description,
     "list": Catalogue,
+    "receptive-field": FieldReport,
     "summary": Summary,
     "roofline": Roofline,
     "verify": Verification,

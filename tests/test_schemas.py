@@ -22,6 +22,7 @@ CALLS = {
     "doctor": "doctor",
     "info": "info deformable",
     "list": "list",
+    "receptive-field": "receptive-field 'transposed2d c2 i9 k4 s2 p1' --effective --samples 2",
     "summary": "summary 'torch.nn:Conv2d(in_channels=3, out_channels=8, kernel_size=3)' --input 1x3x8x8 --backward",
     "verify": "verify 'transposed2d c4-6 i5 k4 s2 p1'",
 }

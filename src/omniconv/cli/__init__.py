@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from omniconv.cli import bench, catalogue, compare, cost, diff, doctor, roofline, schema, summary, verify
+from omniconv.cli import bench, catalogue, compare, cost, diff, doctor, receptive_field, roofline, schema, summary, verify
 
 app = typer.Typer(
     help="Every convolution a network designer reaches for: compare them, time them, list them, look one up.",
@@ -21,6 +21,7 @@ app.command("summary")(summary.command)
 app.command("cost")(cost.command)
 app.command("diff")(diff.command)
 app.command("roofline")(roofline.command)
+app.command("receptive-field")(receptive_field.command)
 app.command("verify")(verify.command)
 app.command("list")(catalogue.list_techniques)
 app.command("info")(catalogue.info)

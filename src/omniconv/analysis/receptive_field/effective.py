@@ -1,6 +1,6 @@
 """What an output really reacts to: gradients at random inputs."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
-from omniconv.analysis.receptive_field.field import Question
-from omniconv.analysis.receptive_field.trace import Traced
+from omniconv.analysis.receptive_field.field import Question, question_of
+from omniconv.analysis.receptive_field.graph import Inputs
 from omniconv.analysis.untouched import untouched
 
 SHARES = (0.2, 0.5, 0.95)
@@ -78,6 +78,7 @@ def effective_receptive_field(
     position: Sequence[int] | None = None,
     wrt: int = 0,
     axes: Sequence[int] | None = None,
+    named: Mapping[str, Any] | None = None,
     samples: int = 32,
     seed: int = 0,
     measure: str = "squared",
@@ -94,6 +95,7 @@ def effective_receptive_field(
         position: Which output; the middle one by default.
         wrt: Which of the tensors of the inputs.
         axes: Of that input, those that count as space.
+        named: Inputs that are given by keyword.
         samples: How many inputs.
         seed: Of all that is random.
         measure: What is averaged over inputs and channels: "squared" gradients, as in the paper's plots, or "absolute".
@@ -114,7 +116,7 @@ def effective_receptive_field(
         raise ValueError(f"effective_receptive_field: samples must be at least 1, got {samples}")
     if measure not in MEASURES:
         raise ValueError(f"effective_receptive_field: measure must be one of {', '.join(MEASURES)}, got {measure!r}")
-    question = Question(Traced(module, inputs, of, wrt, axes), position)
+    question = question_of(module, inputs, named, of, position, wrt, axes)
     window = question.answer().window
     maps = _maps(question, samples, seed, measure, progress)
     mean = maps.sum(0)
@@ -163,15 +165,15 @@ def _sizes(gradient: Tensor, axes: Sequence[int], measure: str) -> Map:
 
 
 def _normal(question: Question, generator: torch.Generator) -> Tensor:
-    example = question.example
+    example = question.traced.examples[question.traced.wrt]
     if not example.is_floating_point():
         raise ValueError(f"effective_receptive_field: the input must be floating, got {example.dtype}")
     return torch.randn(example.shape, generator=generator, dtype=torch.float64).to(example)
 
 
-def _given(inputs: Sequence[Any], wrt: int, x: Tensor) -> Any:
+def _given(inputs: Inputs, wrt: int, x: Tensor) -> Inputs:
     number = count()
-    return tree_map(lambda leaf: x if isinstance(leaf, Tensor) and next(number) == wrt else leaf, tuple(inputs))
+    return tree_map(lambda leaf: x if isinstance(leaf, Tensor) and next(number) == wrt else leaf, inputs)
 
 
 class _ReachedError(Exception):
@@ -192,14 +194,14 @@ def _stopped_at(module: Callable[..., Any], name: str, kept: list[Any]) -> Itera
         handle.remove()
 
 
-def _output(module: Callable[..., Any], given: Sequence[Any], of: int | str) -> Tensor:
+def _output(module: Callable[..., Any], given: Inputs, of: int | str) -> Tensor:
     """The tensor that ``of`` names."""
     kept: list[Any] = []
     if isinstance(of, str):
         with _stopped_at(module, of, kept), suppress(_ReachedError):
-            module(*given)
+            module(*given[0], **given[1])
     else:
-        kept.append(module(*given))
+        kept.append(module(*given[0], **given[1]))
     tensors = [leaf for leaf in tree_flatten(kept[0])[0] if isinstance(leaf, Tensor)]
     return tensors[of if isinstance(of, int) else 0]
 

@@ -1,13 +1,15 @@
 """What one output of a network can see of its input: over the ops that really run, to the last hole."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from fractions import Fraction
 from math import isqrt, lcm
 from typing import Any
 
 import numpy as np
+from torch import nn
 
-from omniconv.analysis.receptive_field.graph import Graph, Node
+from omniconv.analysis.receptive_field.graph import Graph, Node, Value
 from omniconv.analysis.receptive_field.result import Part, Phase, ReceptiveField, Window
 from omniconv.analysis.receptive_field.seen import Seen, TooLargeError
 from omniconv.analysis.receptive_field.trace import FACTORS, Traced
@@ -23,6 +25,7 @@ def receptive_field(
     position: Sequence[int] | None = None,
     wrt: int = 0,
     axes: Sequence[int] | None = None,
+    named: Mapping[str, Any] | None = None,
 ) -> ReceptiveField:
     """What one output can see of the input, over the ops that the network runs.
 
@@ -38,6 +41,7 @@ def receptive_field(
         position: Which output, one index for every axis of it that grows with the input; the middle one by default.
         wrt: Which of the tensors of the inputs.
         axes: Of that input, those that count as space: all from the third by default, or the last of a matrix.
+        named: Inputs that are given by keyword.
 
     Raises:
         ValueError: There is no such module, output or position.
@@ -52,23 +56,87 @@ def receptive_field(
     Source: Araujo, Norris, Sim 2019, Distill, doi:10.23915/distill.00021; gridding: Yu, Koltun, Funkhouser 2017, arXiv:1705.09914,
     Wang et al. 2018, arXiv:1702.08502.
     """
-    return Question(Traced(module, inputs, of, wrt, axes), position).answer()
+    return question_of(module, inputs, named, of, position, wrt, axes).answer()
+
+
+def receptive_fields(
+    module: nn.Module,
+    *inputs: Any,
+    layers: Sequence[str] | None = None,
+    wrt: int = 0,
+    axes: Sequence[int] | None = None,
+    named: Mapping[str, Any] | None = None,
+) -> tuple[ReceptiveField, ...]:
+    """The field of what several modules inside return first, in the order in which they do.
+
+    Args:
+        module: The network.
+        inputs: As for :func:`receptive_field`, and so ``wrt``, ``axes`` and ``named``.
+        layers: Dotted names; by default the children of the network.
+
+    Raises:
+        ValueError: There is no such module.
+
+    Example:
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Conv2d(1, 1, 3), nn.MaxPool2d(2), nn.Conv2d(1, 1, 3))
+        >>> [(field.of, field.size[0], field.jump[0]) for field in receptive_fields(net, torch.empty(1, 1, 16, 16))]
+        [('0', 3, 1.0), ('1', 4, 2.0), ('2', 8, 2.0)]
+    """
+    names = [name for name, _ in module.named_children()] if layers is None else list(layers)
+    check_names(module, names)
+    traced = Traced(module, (inputs, dict(named or {})), 0, wrt, axes)
+    returned = traced.base.returned
+    if layers is not None and (missing := [name for name in names if name not in returned]):
+        raise ValueError(f"receptive_field: the module {missing[0]!r} must run and return a tensor, got a pass without it")
+    known = [name for name in returned if name in names]
+    if traced.larger is not None:
+        return tuple(Question(traced, returned[name], name, None).answer() for name in known)
+    return tuple(receptive_field(module, *inputs, of=name, wrt=wrt, axes=axes, named=named) for name in known)
+
+
+def check_names(module: Callable[..., Any], names: Sequence[str]) -> None:
+    """Raises unless the module has modules of these names."""
+    if not isinstance(module, nn.Module):
+        if names:
+            raise ValueError(f"receptive_field: only a module has layers, got {names[0]!r} of a {type(module).__name__}")
+        return
+    known = dict(module.named_modules())
+    for name in names:
+        if name not in known:
+            near = get_close_matches(name, known, 1)
+            hint = f" (near: {near[0]!r})" if near else ""
+            raise ValueError(f"receptive_field: the network must have the module asked for, got {name!r}{hint}")
+
+
+def question_of(
+    module: Callable[..., Any],
+    inputs: tuple[Any, ...],
+    named: Mapping[str, Any] | None,
+    of: int | str,
+    position: Sequence[int] | None,
+    wrt: int,
+    axes: Sequence[int] | None,
+) -> "Question":
+    """One output of a network, traced."""
+    check_names(module, [of] if isinstance(of, str) else [])
+    traced = Traced(module, (inputs, dict(named or {})), of, wrt, axes)
+    assert traced.base.target is not None
+    return Question(traced, traced.base.target, of if isinstance(of, str) else f"output {of}", position)
 
 
 class Question:
-    """One output of a traced network, and all that is found out about it."""
+    """One value of a traced network, and all that is found out about it."""
 
-    def __init__(self, traced: Traced, position: Sequence[int] | None) -> None:
-        self.traced, self.notes = traced, list(traced.notes)
-        self.axes, self.input, self.target = traced.axes, traced.base.inputs[traced.wrt], traced.target
+    def __init__(self, traced: Traced, target: Value, name: str, position: Sequence[int] | None) -> None:
+        self.traced, self.notes, self.name = traced, list(traced.notes), name
+        self.axes, self.input, self.target = traced.axes, traced.base.inputs[traced.wrt], target
         same = len(self.target.shape) == len(self.input.shape)
         self.places = tuple(traced.grown(self.target)) if traced.larger is not None else self.axes if same else ()
         self.paired = traced.larger is not None and len(self.places) == len(self.axes)
         self.fixed = position is not None
         self.position = self._middle() if position is None else self._checked(position)
         self.unknown: list[tuple[Node, str]] = []
-        self.name = traced.of if isinstance(traced.of, str) else f"output {traced.of}"
-        self.example = traced.examples[traced.wrt]
 
     def _middle(self) -> tuple[int, ...]:
         sizes = [self.target.shape[a] for a in self.places]
@@ -112,10 +180,9 @@ class Question:
             self.unknown.append((walk.graph.nodes[-1], "the border cuts the field"))
 
     def _walk(self, graph: Graph, position: Sequence[int]) -> tuple[Walk, Box]:
-        walk, target, source = Walk(graph), graph.target, graph.inputs[self.traced.wrt]
-        assert target is not None
+        walk, target, source = Walk(graph), graph.values[self.target.number], graph.inputs[self.traced.wrt]
         where = self._where(target.shape, position)
-        seen = walk.back(Seen.at(target.shape, where), source) if target.depends else None
+        seen = walk.back(Seen.at(target.shape, where), target, source) if target.depends else None
         self.unknown += walk.unknown + walk.least
         return walk, box_of(seen, self.axes, 0 not in self.axes)
 
@@ -199,14 +266,14 @@ class Question:
     def _phases(
         self, graph: Graph, factor: int, local: Sequence[int], jump: Sequence[Fraction | None], periods: Sequence[int]
     ) -> tuple[Box, tuple[tuple[Phase, ...], ...], tuple[int, ...]]:
-        assert graph.target is not None
+        target = graph.values[self.target.number]
         middle = list(self.position)
         if self.paired:
             for i in local:
-                n = graph.target.shape[self.places[i]]
+                n = target.shape[self.places[i]]
                 middle[i] = n // 2 - (n // 2 - self.position[i]) % periods[i]
         elif not self.fixed:
-            middle = [(n + isqrt(n)) // 2 for n in (graph.target.shape[a] for a in self.places)]
+            middle = [(n + isqrt(n)) // 2 for n in (target.shape[a] for a in self.places)]
         phases: list[tuple[Phase, ...]] = [() for _ in self.axes]
         best = list(middle)
         for i in local if self.paired else ():

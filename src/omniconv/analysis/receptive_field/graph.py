@@ -16,6 +16,8 @@ from torch.utils._pytree import tree_flatten, tree_map
 from omniconv import settings
 from omniconv.analysis.untouched import untouched
 
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+
 
 class Value:
     """A tensor as it was between two ops; ``depends`` where the network's input had a part in it."""
@@ -55,11 +57,12 @@ class Node:
 
 @dataclass
 class Graph:
-    """The ops in order, the values that the inputs are, and the one whose field is asked."""
+    """The ops in order, the values that the inputs are, what each module first returned, and the value whose field is asked."""
 
     nodes: list[Node] = field(default_factory=list)
     inputs: list[Value] = field(default_factory=list)
     values: list[Value] = field(default_factory=list)
+    returned: dict[str, Value] = field(default_factory=dict)
     target: Value | None = None
 
 
@@ -171,6 +174,9 @@ def _watched(module: nn.Module, recorder: Recorder, stop: str | None) -> Iterato
     def leave(name: str) -> Any:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
             recorder.modules.pop()
+            first = next((leaf for leaf in tree_flatten(output)[0] if isinstance(leaf, Tensor)), None)
+            if first is not None:
+                recorder.graph.returned.setdefault(name, recorder.value_of(first))
             if name == stop:
                 recorder.graph.target = _tensor_of(output, 0, name, recorder)
                 raise _ReachedError
@@ -204,12 +210,12 @@ def _tensor_of(output: Any, index: int, what: str, recorder: Recorder) -> Value:
     return recorder.value_of(tensors[index])
 
 
-def record(module: Callable[..., Any], inputs: Sequence[Any], of: int | str, shapes: Sequence[Sequence[int]], real: bool) -> Graph:
+def record(module: Callable[..., Any], inputs: Inputs, of: int | str, shapes: Sequence[Sequence[int]], real: bool) -> Graph:
     """The graph of one call on tensors of these shapes, up to the output or the module that ``of`` names.
 
     Args:
         module: What is called; any callable.
-        inputs: What it is called with, for dtypes and whatever is no tensor.
+        inputs: What it is called with, positional and by name, for dtypes and whatever is no tensor.
         of: Index of a tensor of the output, or the dotted name of a module inside.
         shapes: Of the tensors of ``inputs``, in order.
         real: Compute with data; else on tensors without.
@@ -227,13 +233,13 @@ def record(module: Callable[..., Any], inputs: Sequence[Any], of: int | str, sha
             stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
             stack.enter_context(_quiet())
         made = iter(shapes)
-        given = tree_map(lambda x: _like(x, next(made)) if isinstance(x, Tensor) else x, tuple(inputs))
-        for tensor in tree_flatten(given)[0]:
+        given, named = tree_map(lambda x: _like(x, next(made)) if isinstance(x, Tensor) else x, inputs)
+        for tensor in tree_flatten((given, named))[0]:
             if isinstance(tensor, Tensor):
                 recorder.give(tensor)
         stack.enter_context(recorder)
         try:
-            output = module(*given)
+            output = module(*given, **named)
         except _ReachedError:
             return recorder.graph
     if stop is not None:
@@ -243,8 +249,6 @@ def record(module: Callable[..., Any], inputs: Sequence[Any], of: int | str, sha
 
 
 def _like(x: Tensor, shape: Sequence[int]) -> Tensor:
-    if x.is_floating_point():
-        return torch.zeros(tuple(shape), dtype=x.dtype, device=x.device)
     return torch.zeros(tuple(shape), dtype=x.dtype, device=x.device)
 
 

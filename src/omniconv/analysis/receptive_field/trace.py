@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
-from omniconv.analysis.receptive_field.graph import Graph, Value, record
+from omniconv.analysis.receptive_field.graph import Graph, Inputs, Value, record
 
 FACTORS = (65, 17, 5, 3, 2)  # how much larger the input is made to find the field that no border cuts
 
@@ -14,24 +14,21 @@ FACTORS = (65, 17, 5, 3, 2)  # how much larger the input is made to find the fie
 class Traced:
     """Graphs of one network at several sizes of its input."""
 
-    def __init__(
-        self, module: Callable[..., Any], inputs: Sequence[Any], of: int | str, wrt: int, axes: Sequence[int] | None
-    ) -> None:
-        self.module, self.inputs, self.of, self.wrt = module, inputs, of, wrt
-        tensors = [x for x in tree_flatten(tuple(inputs))[0] if isinstance(x, Tensor)]
+    def __init__(self, module: Callable[..., Any], inputs: Inputs, of: int | str, wrt: int, axes: Sequence[int] | None) -> None:
+        self.module, self.inputs, self.of = module, inputs, of
+        tensors = [x for x in tree_flatten(inputs)[0] if isinstance(x, Tensor)]
         if not tensors:
             raise ValueError("receptive_field: an example input must be a tensor, got none")
-        self.examples = tensors
+        self.examples, self.wrt = tensors, wrt % max(len(tensors), 1)
         self.shapes = [tuple(x.shape) for x in tensors]
+        if not -len(tensors) <= wrt < len(tensors):
+            raise ValueError(f"receptive_field: wrt must name one of {len(tensors)} input tensors, got {wrt}")
         shape = self.shapes[wrt]
-        self.axes = (
-            tuple(range(2, len(shape))) or tuple(range(1, len(shape))) if axes is None else tuple(a % len(shape) for a in axes)
-        )
+        space = tuple(range(2 if len(shape) > 2 else 1, len(shape)))
+        self.axes = space if axes is None else tuple(a % len(shape) for a in axes)
         self.real = False
         self.notes: list[str] = []
         self.base = self._first()
-        assert self.base.target is not None
-        self.target: Value = self.base.target
         self.failure = ""
         self.factor, self.larger = self.enlarged(self.axes)
 

@@ -39,10 +39,8 @@ class Walk:
         """What the op carries back is the least that it may see."""
         self.least.append((node, why))
 
-    def back(self, seen: Seen, source: Value) -> Seen | None:
-        """From counts of the target to counts of an input."""
-        target = self.graph.target
-        assert target is not None
+    def back(self, seen: Seen, target: Value, source: Value) -> Seen | None:
+        """From counts of one value to counts of an input."""
         counts = {target.number: seen}
         for node in reversed(self.graph.nodes):
             for slot, output in enumerate(node.outputs):
