@@ -28,6 +28,7 @@ from omniconv.analysis.what_if import WhatIf
 from omniconv.bench.compare import Comparison
 from omniconv.bench.results import Benchmark
 from omniconv.problem import Problem
+from omniconv.surgery import DilatedTarget
 
 # kind of result, as `deliver` is told -> what is delivered
 RESULTS: dict[str, type] = {
@@ -35,6 +36,7 @@ RESULTS: dict[str, type] = {
     "compare": Comparison,
     "cost": WhatIf,
     "diff": Diff,
+    "dilate": DilatedTarget,
     "doctor": Examination,
     "info": Description,
     "list": Catalogue,

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from omniconv import models
+from omniconv.analysis.receptive_field import receptive_field
 from omniconv.convert import state_from_drn
 from omniconv.models import DRNSegmentation, drn_a_50, drn_c_26, drn_c_58, drn_d_22
 
@@ -311,6 +312,32 @@ def test_every_convolution_is_ours():
             if isinstance(module, nn.Conv2d):
                 assert type(module).__module__.startswith("omniconv."), key
                 assert (type(module).__name__ == "DilatedConv2d") == (module.dilation != (1, 1)), key
+
+
+@pytest.mark.parametrize("family", [drn_c_26, drn_d_22], ids=lambda f: f.__name__)
+def test_smoothing_closes_the_grid(family):
+    """Dilations 2 and 4 alone read even positions: 25² of 49². With the smoothing stages all are read."""
+    model = family(0).eval()
+    dilated = nn.Sequential(model.layer5, model.layer6)
+    gridded = receptive_field(dilated, torch.empty(1, 128, 41, 41))
+    assert gridded.size == (49, 49)  # 1 + 2·(4·2 + 4·4): four 3×3 of each dilation
+    assert gridded.gridding == pytest.approx(1 - (25 / 49) ** 2)
+    assert gridded.unevenness == 1
+    smoothed = receptive_field(nn.Sequential(dilated, model.layer7, model.layer8), torch.empty(1, 128, 41, 41))
+    wider = {"drn_c_26": 2 * (2 * 2 + 2 * 1), "drn_d_22": 2 * (2 + 1)}[family.__name__]
+    assert smoothed.size == (49 + wider,) * 2
+    assert smoothed.gridding == 0
+    assert round(smoothed.unevenness, 2) == {"drn_c_26": 0.11, "drn_d_22": 0.33}[family.__name__]
+
+
+def test_a_has_no_holes_as_its_stages_begin_undilated():
+    model = drn_a_50(0).eval()
+    field = receptive_field(nn.Sequential(model.layer3, model.layer4), torch.empty(1, 512, 25, 25))
+    assert field.size == (1 + 2 * (1 + 5 * 2 + 1 + 2 * 4),) * 2
+    assert field.gridding == 0
+    assert round(field.unevenness, 2) == 0.08
+    undilated_left_out = receptive_field(model.layer3[1:], torch.empty(1, 1024, 25, 25))
+    assert undilated_left_out.gridding == pytest.approx(1 - (11 / 21) ** 2)
 
 
 def test_segmentation_has_the_published_names():

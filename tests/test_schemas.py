@@ -19,6 +19,7 @@ CALLS = {
     "compare": "compare --channels 8 --size 6 --budget 0.01 --sequence {folder}/a.csv",
     "cost": "cost 'standard n1 c8-16 i6 k3 p1' --all --measure --budget 0.01",
     "diff": "diff {folder}/s.json {folder}/s.json --fail-if macs>+1%",
+    "dilate": "dilate 'torch.nn:Conv2d(in_channels=3, out_channels=8, kernel_size=3, stride=2)' --input 1x3x9x9 --output-stride 1",
     "doctor": "doctor",
     "info": "info deformable",
     "list": "list",

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from omniconv.cli import bench, catalogue, compare, cost, diff, doctor, receptive_field, roofline, schema, summary, verify
+from omniconv.cli import bench, catalogue, compare, cost, diff, dilate, doctor, receptive_field, roofline, schema, summary, verify
 
 app = typer.Typer(
     help="Every convolution a network designer reaches for: compare them, time them, list them, look one up.",
@@ -22,6 +22,7 @@ app.command("cost")(cost.command)
 app.command("diff")(diff.command)
 app.command("roofline")(roofline.command)
 app.command("receptive-field")(receptive_field.command)
+app.command("dilate")(dilate.command)
 app.command("verify")(verify.command)
 app.command("list")(catalogue.list_techniques)
 app.command("info")(catalogue.info)

@@ -7,7 +7,14 @@
 
 Gridding, which C and D are made against: behind dilation 4 neighbouring outputs of A look at positions that hardly meet, and a spot
 in the image comes out as a grid. Layers of falling dilation put what lies between back together; they must have no residual path
-around them, through which the grid would pass unchanged.
+around them, through which the grid would pass unchanged. Of what one output can see on the map where dilation begins, by
+:func:`omniconv.analysis.receptive_field.receptive_field` (unevenness 1: no two neighbours are both seen):
+
+    network, stages                 sees        holes   unevenness
+    C-26 or D-22, dilations 2, 4    49 × 49     74 %    1.00        every second position of every second row
+    D-22, with both smoothing       55 × 55     0       0.33
+    C-26, with both smoothing       61 × 61     0       0.11
+    A-50, published                 41 × 41     0       0.08        without holes, as its stages begin with dilation 1: see below
 
 Graphs, names and initial weights are those of the published code (fyu/drn), so that its checkpoints load strictly; see
 :func:`omniconv.convert.state_from_drn`. Two particulars of it stay:
