@@ -1,5 +1,5 @@
 # The commands anyone must know. `make run` and `make test` set up everything they need on a fresh machine.
-.PHONY: run test test-fast fuzz bench counters sanitize wheel schemas lint format clean
+.PHONY: run test test-fast fuzz bench counters zoo sanitize wheel schemas lint format clean
 
 PYTHON ?= python3
 # the torch to run and test with; any but the first has an environment of its own: make test TORCH=2.14.1
@@ -51,6 +51,10 @@ COUNTERS := torchinfo==1.8.0 fvcore==0.1.5.post20221221 thop==0.1.1.post22090722
   calflops==0.3.2 transformers==5.24.0
 counters: .venv-counters/run
 	OMP_NUM_THREADS=1 .venv-counters/bin/python benchmarks/counters.py run
+
+# A hundred models of timm against its own published results
+zoo: .venv-counters/zoo
+	OMP_NUM_THREADS=1 .venv-counters/bin/python -m pytest --numprocesses=auto tests/test_published.py tests/test_counters.py
 
 # The tests of the kernels with AddressSanitizer and UndefinedBehaviorSanitizer in the native library. A finding ends its test's process
 # and is printed at the end. Left out: what counts resident memory or runs a compiler.
@@ -144,6 +148,10 @@ endif
 	.venv-counters/bin/python -m pip install --quiet --disable-pip-version-check $(PEERS_TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 	.venv-counters/bin/python -m pip install --quiet --disable-pip-version-check $(COUNTERS)
 	.venv-counters/bin/python -m pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+.venv-counters/zoo: .venv-counters/run
+	.venv-counters/bin/python -m pip install --quiet --disable-pip-version-check timm==1.0.31 --editable ".[test]"
 	touch $@
 
 .venv-wheel/tools:
