@@ -26,6 +26,7 @@ from omniconv.analysis.tables import SCHEMA_VERSION
 from omniconv.analysis.verify import Verification
 from omniconv.analysis.what_if import WhatIf
 from omniconv.bench.compare import Comparison
+from omniconv.bench.network import NetworkBenchmark
 from omniconv.bench.results import Benchmark
 from omniconv.problem import Problem
 from omniconv.surgery import DilatedTarget
@@ -33,6 +34,7 @@ from omniconv.surgery import DilatedTarget
 # kind of result, as `deliver` is told -> what is delivered
 RESULTS: dict[str, type] = {
     "bench": Benchmark,
+    "bench-network": NetworkBenchmark,
     "compare": Comparison,
     "cost": WhatIf,
     "diff": Diff,

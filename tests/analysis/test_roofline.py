@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 from bench_rows import PEAKS
+from small_network import Net, X, same, state
 from torch import nn
 from typer.testing import CliRunner
 
@@ -21,48 +22,6 @@ from omniconv.nn import DynamicConv1d
 from omniconv.timing import Interrupted, Timing, alternate
 
 ROOFS = Roofs("Chip", "AVX9", 1, "9", {"f32": 2e9, "bf16": 3e9}, PEAKS.levels, "2026-01-02T03:04:05+00:00", cached=True)
-
-
-class Net(nn.Module):
-    """Two layers that are alike, one that is called twice, one that is given by name, and one that is not called."""
-
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Conv2d(4, 4, 3, padding=1)
-        self.again = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Dropout(0.5))
-        self.wide = nn.Conv2d(4, 8, 1, stride=2)
-        self.head = nn.Linear(8, 3)
-        self.unused = nn.Conv2d(1, 1, 1)
-        self.stop = None
-
-    def forward(self, x, scale=1.0):
-        x = self.again(self.first(x)) * scale
-        x = self.wide(input=x)
-        if self.stop is not None:
-            raise self.stop
-        return self.head(x.mean((2, 3))), self.head(x.amax((2, 3)))
-
-
-X = torch.ones(1, 4, 6, 6)
-
-
-def state(net):
-    """All that a look at a network could change."""
-    return (
-        {k: (v.clone(), v.stride()) for k, v in net.state_dict().items()},
-        [(m.training, len(m._forward_pre_hooks), len(m._forward_hooks)) for m in net.modules()],
-        [(p.grad, p.requires_grad) for p in net.parameters()],
-        torch.get_rng_state(), torch.get_num_threads(), torch.is_grad_enabled(),
-    )  # fmt: skip
-
-
-def same(before, after):
-    (numbers, *rest, rng, threads, grad), (numbers2, *rest2, rng2, threads2, grad2) = before, after
-    return (
-        all(torch.equal(v, numbers2[k][0]) and s == numbers2[k][1] for k, (v, s) in numbers.items())
-        and torch.equal(rng, rng2)
-        and (rest, threads, grad) == (rest2, threads2, grad2)
-    )
 
 
 def test_layers_that_are_alike_come_once():
@@ -131,7 +90,7 @@ def _known(monkeypatch):
     monkeypatch.setattr(room, "alternate", partial(alternate, rounds=(1, 1), sample=0.0))
 
 
-TARGET = f"{__file__}:Net"
+TARGET = "small_network:Net"
 
 
 @pytest.mark.usefixtures("_known")

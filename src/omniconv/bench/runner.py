@@ -26,7 +26,7 @@ from omniconv.bench.networks import NetworkLayer, read_layers
 from omniconv.bench.peers import BOTH, DIRECTIONS, FORMATS, Absent, Rival, Task, Way, laid_out, reason_of, rivals, torch_way, ways
 from omniconv.bench.results import SHORTEST_SCALED, Benchmark, Measured, Row, Settings
 from omniconv.problem import Problem
-from omniconv.techniques import Technique
+from omniconv.techniques import Technique, find
 from omniconv.techniques._sequence import LAYOUTS
 from omniconv.testing import assert_within_bound, layer_calls, make_inputs, verify_gradients, verify_layer, widened
 from omniconv.timing import Interrupted, Timing, alternate, machine
@@ -88,8 +88,7 @@ def run(
         Interrupted: Ctrl-C; it carries the Benchmark of what was done.
     """
     settings = Settings(technique, tuple(directions), dtype, only, threads, cold, compiled, budget, seed)
-    found, listed = read_layers(technique, dtype=dtype, only=only)
-    work = list(listed if layers is None else layers)
+    found, work = read_layers(technique, dtype=dtype, only=only) if layers is None else (find(technique), tuple(layers))
     report = progress or (lambda share, what: None)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -109,7 +108,7 @@ def _run(settings: Settings, technique: Technique, layers: Sequence[NetworkLayer
         raise KeyboardInterrupt from None  # nothing to keep yet
     result = partial(
         Benchmark, settings, peaks=peaks, absent=absent, notes=_notes(settings), path=_path(technique),
-        packages=tuple(map(_package, PACKAGES)), commit=_commit(), machine=state,
+        packages=tuple(map(package, PACKAGES)), commit=commit(), machine=state,
     )  # fmt: skip
     rows: list[Row] = []
     try:
@@ -375,7 +374,8 @@ def _cold(calls: Mapping[str, Callable[[], object]], peaks: Peaks, budget: float
     return alternate(emptied, budget=budget, rounds=COLD_ROUNDS, sample=0.0, clock=clock)
 
 
-def _package(name: str) -> Package:
+def package(name: str) -> Package:
+    """An installed package and its version, if it is."""
     try:
         return Package(name, version(name))
     except PackageNotFoundError:
@@ -386,7 +386,7 @@ def _path(technique: Technique) -> str:
     return next(path.path for path in examine().paths if path.technique == technique.name)
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit of the sources, where they lie in a repository of their own."""
     folder = Path(__file__).parent
 
