@@ -16,7 +16,7 @@ from omniconv import _native, settings
 from omniconv.geometry import Grid
 from omniconv.techniques._activation import activate, check_activation
 from omniconv.techniques._depthwise import ACTIVATION_CODES, depthwise, fused_activation, refusal, wants_gradient
-from omniconv.techniques._operator import accumulated_in, check_bias, fail, receive
+from omniconv.techniques._operator import accumulated_in, check_bias, fail, is_watched, receive, watched, watches
 from omniconv.techniques._sequence import shift_and_add
 
 
@@ -70,6 +70,8 @@ def causal_conv1d_fn(
 
     Source: Gu & Dao 2023 (Mamba), arXiv:2312.00752.
     """
+    if watches and is_watched():
+        return watched(causal_conv1d_fn, locals())
     op = "causal_conv1d_fn"
     _check_given(op, "(B, D, T) or (D, T)", x, weight=weight)
     sequences, weight, bias, initial, _ = receive(
@@ -153,6 +155,8 @@ def causal_conv1d_update(
 
     Source: Gu & Dao 2023 (Mamba), arXiv:2312.00752.
     """
+    if watches and is_watched():
+        return watched(causal_conv1d_update, locals())
     op = "causal_conv1d_update"
     _check_given(op, "(B, D) or (B, D, T)", x, weight=weight, conv_state=conv_state)
     chunk = x if x.dim() == 3 else x.unsqueeze(2)

@@ -1,7 +1,9 @@
 """What every operator does before and after its arithmetic: checks, autocast, batch axis, accumulation type, memory format."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from threading import get_ident
 from typing import Any, Concatenate, NoReturn, ParamSpec
 
 import torch
@@ -19,6 +21,37 @@ _HALVES = (torch.bfloat16, torch.float16)
 _AXES = {1: "T", 2: "H, W", 3: "D, H, W"}
 _NAMES = {1: "one axis", 2: "two axes", 3: "three axes"}
 
+Watch = Callable[[Callable[..., Any], Mapping[str, Any]], Any]
+watches: dict[int, Watch] = {}  # by thread
+
+
+@contextmanager
+def watching(watch: Watch | None) -> Iterator[None]:
+    """Sends every call of an op in this thread to ``watch(op, arguments by name)``, whose result it returns; None: to the op.
+
+    An op asks ``if watches``, which costs 15 ns where nobody watches.
+    """
+    thread = get_ident()
+    before = watches.pop(thread, None)
+    if watch is not None:
+        watches[thread] = watch
+    try:
+        yield
+    finally:
+        watches.pop(thread, None)
+        if before is not None:
+            watches[thread] = before
+
+
+def is_watched() -> bool:
+    """Whether somebody watches this thread; nobody does where a call is being compiled."""
+    return not torch.compiler.is_compiling() and get_ident() in watches
+
+
+def watched(op: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+    """What the watch of this thread makes of a call."""
+    return watches[get_ident()](op, arguments)
+
 
 def per_rank(core: Callable[Concatenate[int, P], Tensor]) -> tuple[Callable[P, Tensor], ...]:
     """The 1-, 2- and 3-D functions of ``core(rank, …)``, named ``<core>1d``, ``<core>2d`` and ``<core>3d``.
@@ -35,6 +68,8 @@ def _of_rank(core: Callable[Concatenate[int, P], Tensor], rank: int) -> Callable
             return handle_torch_function(function, args[:1], *args, **kwargs)  # torch.fx traces it as one call
         if not args and not isinstance(kwargs.get("input"), Tensor) and has_torch_function_unary(kwargs.get("input")):
             return handle_torch_function(function, (kwargs["input"],), **kwargs)  # type: ignore[call-arg]
+        if watches and is_watched():
+            return watched(function, inspect.signature(function).bind(*args, **kwargs).arguments)
         return core(rank, *args, **kwargs)
 
     signature = inspect.signature(core)

@@ -21,7 +21,7 @@ from omniconv.techniques._depthwise import call_key, fused_apart
 from omniconv.techniques._dynamic import ENGINE, apply, dynamic, known, refusal, remember
 from omniconv.techniques._grid import grid_stage
 from omniconv.techniques._layer import Causal, Layer, one_position
-from omniconv.techniques._operator import accumulated_in, fail, receive
+from omniconv.techniques._operator import accumulated_in, fail, is_watched, receive, watched, watches
 from omniconv.techniques._pointwise import refusal as projection_refusal
 from omniconv.techniques._sequence import (
     LAYOUTS,
@@ -145,6 +145,8 @@ def dynamic_conv1d(
 
     Source: Wu et al. 2019, arXiv:1901.10430.
     """
+    if watches and is_watched():
+        return watched(dynamic_conv1d, locals())
     op = "dynamic_conv1d"
     key = None
     if padding_mask is None and type(weight_dropout) is float and not (training and weight_dropout):

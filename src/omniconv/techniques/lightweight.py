@@ -24,7 +24,7 @@ from omniconv.techniques._grid import grid_stage
 from omniconv.techniques._layer import one_position
 from omniconv.techniques._lightweight import ENGINE, known, remember, unrefused
 from omniconv.techniques._lightweight import lightweight as by_engine
-from omniconv.techniques._operator import receive
+from omniconv.techniques._operator import is_watched, receive, watched, watches
 from omniconv.techniques._sequence import (
     LAYOUTS,
     TAKES,
@@ -138,6 +138,8 @@ def lightweight_conv1d(
 
     Source: Wu et al. 2019, arXiv:1901.10430.
     """
+    if watches and is_watched():
+        return watched(lightweight_conv1d, locals())
     op = "lightweight_conv1d"
     key: Hashable = None
     if padding_mask is None and type(softmax) is bool and type(weight_dropout) is float and weight_dropout == 0.0:

@@ -26,7 +26,7 @@ from omniconv.techniques._equation import grid_convolution
 from omniconv.techniques._grid import TAKES, check_channels, grid_stage, settled, window_arguments
 from omniconv.techniques._grid import convolve as convolve_on_grid
 from omniconv.techniques._layer import Layer
-from omniconv.techniques._operator import check_bias, check_weight, deliver, fail, receive
+from omniconv.techniques._operator import check_bias, check_weight, deliver, fail, is_watched, receive, watched, watches
 from omniconv.techniques._technique import Operand, Peer, Stage, Technique
 
 
@@ -124,6 +124,8 @@ def separable_conv2d(
 
     Source: Jaderberg et al. 2014, arXiv:1405.3866.
     """
+    if watches and is_watched():
+        return watched(separable_conv2d, locals())
     op = "separable_conv2d"
     x, weight_column, weight_row, bias = receive(op, 2, input, weight_column=weight_column, weight_row=weight_row, bias=bias)
     check_weight(op, x, weight_column, groups, "weight_column")

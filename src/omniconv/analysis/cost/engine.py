@@ -16,6 +16,7 @@ from omniconv.analysis.cost.result import METRICS, Cost, Counts, ModuleCost, Row
 from omniconv.analysis.untouched import untouched
 from omniconv.problem import Problem
 from omniconv.techniques import find
+from omniconv.techniques._operator import watching
 
 
 def cost(target: nn.Module | Callable[..., Any] | Problem | str, *inputs: Any, backward: bool = False, **kwargs: Any) -> Cost:
@@ -164,10 +165,10 @@ def _run(
             recorder.memory.leave_out(_held(module))
         recorder.memory.see(tensors_in([inputs, kwargs]))
         if mode is None:
-            with recorder:
+            with recorder, watching(recorder.watch):
                 _both_passes(recorder, module, target, inputs, kwargs, backward, notes)
         else:
-            with mode, recorder:
+            with mode, recorder, watching(recorder.watch):
                 _both_passes(recorder, module, target, inputs, kwargs, backward, notes)
     return _totals(name, recorder, module, backward, notes)
 

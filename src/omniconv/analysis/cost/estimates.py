@@ -104,6 +104,15 @@ def _bags(call: Call) -> Work:
     return Work(extra=rows, bytes_min=(rows + call.result.numel()) * call.args[0].element_size())
 
 
+def per_result(name: str) -> int:
+    """Flops a number that an elementwise op makes.
+
+    >>> per_result("relu"), per_result("silu")
+    (1, 5)
+    """
+    return _PER_RESULT.get(name, 1)
+
+
 def work_of(call: Call, elementwise: bool) -> Work | None:
     """The work of a call; None where there is no formula.
 
@@ -123,5 +132,5 @@ def work_of(call: Call, elementwise: bool) -> Work | None:
     if name in _PER_OPERAND:
         return Work(extra=_PER_OPERAND[name] * max((t.numel() for t in tensors_in(call.args)), default=0))
     if name in _PER_RESULT or elementwise:
-        return Work(extra=_PER_RESULT.get(name, 1) * results[0].numel())
+        return Work(extra=per_result(name) * results[0].numel())
     return None

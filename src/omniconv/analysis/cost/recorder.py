@@ -1,6 +1,6 @@
 """Watches a run below autograd and writes a row for everything that works."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,11 +12,13 @@ from torch.utils.weak import WeakIdKeyDictionary
 from omniconv.analysis.cost import products as products
 from omniconv.analysis.cost.calls import Call, base_name, tensors_in
 from omniconv.analysis.cost.estimates import work_of
+from omniconv.analysis.cost.house import house_work
 from omniconv.analysis.cost.memory import Memory
 from omniconv.analysis.cost.result import METRICS, Counts, Coverage, Row, Shapes, total_status
 from omniconv.analysis.cost.work import Work, bytes_of
 from omniconv.geometry import Pairs
 from omniconv.problem import Problem
+from omniconv.techniques._operator import watching
 
 # what makes no numbers and moves none
 _FREE = frozenset(("_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "lift_fresh"))
@@ -71,6 +73,26 @@ class Line:
         )  # fmt: skip
 
 
+@dataclass
+class Origin:
+    """Where a node of the graph comes from: the module, the line, and if it is inside an op of the house, that call."""
+
+    name: str
+    line: Line | None
+    call: "HouseCall | None" = None
+
+
+@dataclass
+class HouseCall:
+    """A call of an op of the house: what runs inside it moves bytes, and is not counted otherwise."""
+
+    line: Line
+    work: Work
+    moved: int  # bytes that its backward pass must move
+    inside: int = 0
+    reached: bool = False  # by the backward pass
+
+
 class Modules:
     """Which module is running, by hooks that are removed on leaving."""
 
@@ -123,7 +145,8 @@ class Recorder(TorchDispatchMode):
         self.unknown: dict[str, int] = {}
         self.ops = 0
         self.backwards = False  # which pass is running
-        self._made_by: dict[int, tuple[str, Line | None]] = {}  # by the number of a node of the graph
+        self._origins: dict[int, Origin] = {}  # by the number of a node of the graph
+        self._inside: HouseCall | None = None
         self._pads = WeakIdKeyDictionary()  # zeros around a tensor, by axis
         self._of = WeakIdKeyDictionary()  # storage -> sizes of the parameters in it, not yet credited, by their place
         self._uncredited: dict[Any, int] = {}
@@ -156,8 +179,35 @@ class Recorder(TorchDispatchMode):
         line = None
         if not (func.is_view or base_name(op) in _FREE):
             line = self._worked(func, op, args, kwargs, out, results)
+        self._origins.setdefault(number, Origin(self.modules.name, line, self._inside))
+        return out
+
+    def watch(self, op: Any, given: Mapping[str, Any]) -> Any:
+        """A call of an op of the house, which is one line; what it does inside is not."""
+        if torch._C._are_functorch_transforms_active():  # its operands hide axes, which what is inside shows
+            with watching(None):
+                return op(**given)
+        before = self._inside
+        operands = tensors_in(given)
+        call = HouseCall(Line("", "", "", None, None, (), ()), Work(), 0)
+        self._inside = call
+        try:
+            with watching(None):
+                out = op(**given)
+        finally:
+            self._inside = before
+        results = tensors_in(out)
+        work = house_work(op, given)
+        moved = sum(map(bytes_of, operands)) + sum(map(bytes_of, results))
         if not self.backwards:
-            self._made_by.setdefault(number, (self.modules.name, line))
+            self.ops += 1
+        call.line = self._line_of(self.modules.name, f"omniconv::{op.__name__}", work.forward, operands, results)
+        call.work, call.moved = work.backward, moved + sum(bytes_of(x) for x in operands if x.requires_grad)
+        counts = Counts(work.forward.macs_dense, work.forward.macs_valid, work.forward.flops, moved, call.inside)
+        call.line.add(counts, work.forward, self.backwards)
+        if not self.backwards:
+            call.line.params += self._credit(operands)
+        call.inside = 0
         return out
 
     def _is_composite(self, func: Any, op: str) -> bool:
@@ -182,24 +232,52 @@ class Recorder(TorchDispatchMode):
             if pads is not None:
                 self._pads[results[0]] = pads
 
-    def _worked(self, func: Any, op: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, results: list[Tensor]) -> Line:
+    def _worked(
+        self, func: Any, op: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, results: list[Tensor]
+    ) -> Line | None:
         operands = tensors_in([args, kwargs])
+        moved = sum(map(bytes_of, operands)) + sum(map(bytes_of, results))
+        if self._inside is not None:
+            self._inside.inside += moved
+            return None
+        origin = self._origin()
+        if origin is not None and origin.call is not None:
+            origin.call.line.add(self._gradients(origin.call, moved), origin.call.work, backward=True)
+            return origin.call.line
         call = self._call(func, op, args, kwargs, out, operands)
         work = work_of(call, torch.Tag.pointwise in func.tags)
         if not self.backwards:
             self.ops += 1
         if work is None:
             self.unknown[op] = self.unknown.get(op, 0) + 1
-        moved = sum(map(bytes_of, operands)) + sum(map(bytes_of, results))
         once = moved if work is None or work.bytes_min is None else work.bytes_min
         counts = Counts(bytes_min=once, bytes_impl=once)
         if work is not None:
             counts = Counts(work.macs_dense, work.macs_valid, work.flops, once, once + work.scratch)
-        line = self._line(op, work, operands, results)
+        line = origin.line if origin is not None else None
+        if line is None:
+            line = self._line_of(self.modules.name if origin is None else origin.name, op, work, operands, results)
         line.add(counts, work, self.backwards)
         if not self.backwards and base_name(op) not in _COPIES:
             line.params += self._credit(operands)
         return line
+
+    def _origin(self) -> Origin | None:
+        """Of what runs in the backward pass; None in the forward, and where a forward is run again for the sake of its gradient."""
+        if not self.backwards or self.modules.running:
+            return None
+        node = torch._C._current_autograd_node()
+        nowhere = Origin("", None)
+        return nowhere if node is None else self._origins.get(node._sequence_nr(), nowhere)
+
+    @staticmethod
+    def _gradients(call: HouseCall, moved: int) -> Counts:
+        """The backward work of a call, the first time that a part of it runs; afterwards what it moves."""
+        if call.reached:
+            return Counts(bytes_impl=moved)
+        call.reached = True
+        work = call.work
+        return Counts(work.macs_dense, work.macs_valid, work.flops, call.moved, moved)
 
     def _call(self, func: Any, op: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, operands: list[Tensor]) -> Call:
         given = list(args)
@@ -212,14 +290,8 @@ class Recorder(TorchDispatchMode):
         shared = any(t.untyped_storage() in self._of for t in operands)
         return Call(op, tuple(given), out, pads, shared)
 
-    def _line(self, op: str, work: Work | None, operands: list[Tensor], results: list[Tensor]) -> Line:
-        """The line that the call belongs to: in the backward pass that of the op whose gradient it is a part of."""
-        name = self.modules.name
-        if self.backwards:
-            node = torch._C._current_autograd_node()
-            name, line = self._made_by.get(node._sequence_nr() if node is not None else -2, ("", None))
-            if line is not None:
-                return line
+    def _line_of(self, name: str, op: str, work: Work | None, operands: list[Tensor], results: list[Tensor]) -> Line:
+        """The line of calls like this one."""
         shapes = tuple(tuple(t.shape) for t in operands), tuple(tuple(t.shape) for t in results)
         technique, problem = (None, None) if work is None else (work.technique, work.problem)
         key = (name, op, technique, problem, shapes)

@@ -12,7 +12,7 @@ from omniconv.problem import DTYPES, Problem
 from omniconv.techniques import find
 from omniconv.techniques._technique import Stage
 
-_WORDS = {dtype: word for word, dtype in DTYPES.items()}
+WORDS = {dtype: word for word, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def technique_of(stage: Stage) -> str:
 
 def problem_of(stage: Stage, batch: int, x: Tensor, output_padding: Sequence[int] = ()) -> Problem | None:
     """The Problem of a single convolution; None where its dtype or rank has none."""
-    if x.dtype not in _WORDS or not 1 <= len(stage.size) <= 3 or stage.in_channels < 1:
+    if x.dtype not in WORDS or not 1 <= len(stage.size) <= 3 or stage.in_channels < 1:
         return None
     name = technique_of(stage)
     multiplier = stage.out_channels // stage.in_channels
@@ -85,13 +85,13 @@ def problem_of(stage: Stage, batch: int, x: Tensor, output_padding: Sequence[int
         multiplier=multiplier if name == "depthwise" and multiplier > 1 else None,
         output_padding=tuple(output_padding) if stage.transposed else (),
         padding_mode=stage.padding_mode,
-        dtype=_WORDS[x.dtype],
+        dtype=WORDS[x.dtype],
         channels_last=len(stage.size) == 2 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous(),
     )
-    return _known(asked)
+    return known_problem(asked)
 
 
-def _known(problem: Problem) -> Problem | None:
+def known_problem(problem: Problem) -> Problem | None:
     """The problem, where its technique takes it."""
     try:
         return find(problem.technique).check(problem)

@@ -12,7 +12,7 @@ from torch import Tensor
 from omniconv.geometry import Grid, Padding, grid
 from omniconv.techniques._activation import activate, check_activation
 from omniconv.techniques._equation import at_tap, mixed, taps_of, with_bias
-from omniconv.techniques._operator import check_bias, check_weight, deliver, fail, receive
+from omniconv.techniques._operator import check_bias, check_weight, deliver, fail, is_watched, receive, watched, watches
 
 
 def windows_of(op: str, input: Tensor, weight: Tensor, stride: Any, padding: Padding, dilation: Any) -> Grid:
@@ -192,6 +192,8 @@ def deform_conv2d(
 
     Source: Dai et al. 2017, arXiv:1703.06211; Zhu et al. 2019, arXiv:1811.11168.
     """
+    if watches and is_watched():
+        return watched(deform_conv2d, locals())
     op = "deform_conv2d"
     x, offset, weight, bias, mask = receive(op, 2, input, offset=offset, weight=weight, bias=bias, mask=mask)
     if padding_mode != "zeros":
