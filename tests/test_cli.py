@@ -15,12 +15,15 @@ from importlib.util import find_spec
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from typer.testing import CliRunner
 
 import omniconv.bench.compare as bench
 import omniconv.bench.report
 from omniconv.analysis.catalogue import op_names
+from omniconv.analysis.tables import Column, Table
 from omniconv.cli import app
+from omniconv.cli.output import draw
 from omniconv.techniques import TECHNIQUES, find
 from omniconv.timing import alternate
 
@@ -273,6 +276,27 @@ def test_doctor():
         assert path["path"] == ("native" if find(path["technique"]).engine else "composite")
         assert path["reason"]
         assert path["description"]
+
+
+@pytest.mark.parametrize(("width", "heads"), [(39, "name second first"), (38, "name first"), (30, "name first"), (29, "name")])
+def test_columns_that_do_not_fit_are_left_out_the_neediest_first(width, heads):
+    columns = (
+        Column("name", "name", lambda row: row, folds=True),
+        Column("second", "second", lambda row: 2, needs=2),
+        Column("first", "first", lambda row: 1, needs=1),
+    )
+    console = Console(width=width, file=io.StringIO())
+    draw(Table("", columns, ["a name of more than 22 characters"]), console)
+    lines = console.file.getvalue().splitlines()
+    assert " ".join(lines[0].split()) == heads
+    assert max(map(len, lines)) <= width
+
+
+def test_bars_are_drawn_in_eighths():
+    column = Column("share", "share", lambda row: row, lambda row: f"{row:.0%}", bar=lambda row: row)
+    console = Console(width=80, file=io.StringIO())
+    draw(Table("", (column,), [1.0, 0.5, 0.01, 0.0, 7.0]), console)
+    assert [line.split()[0] for line in console.file.getvalue().splitlines()[2:]] == ["████", "██", "▏", "0%", "████"]
 
 
 def test_version_and_help():

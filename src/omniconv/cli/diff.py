@@ -23,6 +23,17 @@ from omniconv.cli.output import (
     give_up,
 )
 
+_WORDS = {
+    "params": "parameters",
+    "macs": "MACs",
+    "valid": "MACs on real inputs",
+    "flops": "flops",
+    "bytes": "bytes at least",
+    "moved": "bytes as run",
+    "peak": "activation bytes, peak",
+    "intensity": "flops a byte",
+    "backward": "MACs backward",
+}
 _STYLES = {"added": "green", "removed": "red", "changed": "yellow"}
 
 
@@ -68,7 +79,7 @@ def _amount(value: int | None) -> str:
 
 
 _TOTALS: tuple[Column, ...] = (
-    Column("metric", "total", lambda t: t.metric, style=lambda t: "bold"),
+    Column("metric", "total", lambda t: t.metric, lambda t: _WORDS[t.metric], style=lambda t: "bold"),
     Column("before", "before", lambda t: t.before, lambda t: _shown(t.before), right=True),
     Column("after", "after", lambda t: t.after, lambda t: _shown(t.after), right=True),
     Column("change", "change", lambda t: t.after - t.before, lambda t: _signed(t.after - t.before), right=True),

@@ -159,10 +159,13 @@ def plot_writers(plot: Callable[[], Any]) -> dict[str, Writer]:
 TEXT_SUFFIXES = (".json", ".csv", ".md", ".html")
 
 
+_FOLDED = 22  # characters that a column of long text is given before others are left out for it
+
+
 def draw(table: Table, console: Console) -> None:
-    """Draws a table: columns that need a wider terminal are left out, those that go under another become its second line."""
-    beside = [c for c in table.visible if c.under is None and c.needs <= console.width]
+    """Draws a table: what does not fit is left out, what goes under another column becomes its second line."""
     below = {c.under: c for c in table.visible if c.under is not None}
+    beside = _fitting([c for c in table.visible if c.under is None and c.needs <= console.width], table.rows, console.width)
     if table.title:
         console.print(Text(table.title, style="bold"))
     drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
@@ -178,7 +181,26 @@ def draw(table: Table, console: Console) -> None:
         console.print(Text(table.caption, style="dim"))
 
 
+def _fitting(columns: list[Column], rows: Sequence[Any], width: int) -> list[Column]:
+    """The columns without as many of those that can be done without, the neediest first, as do not fit."""
+
+    def wide(column: Column) -> int:
+        cells = [*column.head.split("\n"), *(column.shown(row) for row in rows)]
+        widest = max(map(len, cells), default=0)
+        bar = 0 if column.bar is None else _cells(width) + max(6 - widest, 0) + 1
+        return (min(widest, _FOLDED) if column.folds else widest) + bar
+
+    kept = list(columns)
+    while sum(map(wide, kept)) + 3 * (len(kept) - 1) > width and any(column.needs for column in kept):
+        kept.remove(max(kept, key=lambda column: column.needs))
+    return kept
+
+
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
+
+
+def _cells(width: int) -> int:
+    return 4 if width < 100 else 8
 
 
 def _bar(share: float, cells: int) -> str:
@@ -190,7 +212,7 @@ def _bar(share: float, cells: int) -> str:
 def _cell(column: Column, below: Column | None, row: Any, width: int) -> Text:
     cell = Text(column.shown(row), style=column.style(row) if column.style else "")
     if column.bar is not None:
-        cell = Text.assemble((_bar(column.bar(row), 4 if width < 100 else 12), "cyan"), cell.plain.rjust(6))
+        cell = Text.assemble((_bar(column.bar(row), _cells(width)), "cyan"), cell.plain.rjust(7))
     if below is not None:
         cell.append(f"\n{below.shown(row)}", style="not bold dim")
     return cell
