@@ -1,9 +1,12 @@
 """Runs that leave a model, and everything torch keeps beside it, exactly as it was."""
 
 import random
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from types import FrameType
 from typing import Any
 
 import torch
@@ -49,13 +52,29 @@ def untouched(module: nn.Module | None = None, *, weights: bool = True) -> Itera
         >>> layer.num_batches_tracked.item(), layer.training
         (0, True)
     """
-    with ExitStack() as stack:
-        for restore in _torchs_own():
-            stack.callback(restore)
-        if module is not None:
-            for restore in _modules_own(module, weights):
-                stack.callback(restore)
+    restores = _torchs_own() + ([] if module is None else _modules_own(module, weights))
+    try:
         yield
+    finally:
+        with _uninterrupted(), ExitStack() as stack:
+            for restore in restores:
+                stack.callback(restore)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits until the end; only the main thread hears it."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is None:
+        yield
+        return
+    heard: list[tuple[int, FrameType | None]] = []
+    before = signal.signal(signal.SIGINT, lambda *what: heard.append(what))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if heard and callable(before):
+            before(*heard[0])
 
 
 def _torchs_own() -> list[Callable[[], None]]:
@@ -80,6 +99,9 @@ def _torchs_own() -> list[Callable[[], None]]:
         lambda: torch.backends.mha.set_fastpath_enabled(fast),
         cast_again,
     ]
+    if torch.cuda.is_initialized():
+        states = torch.cuda.get_rng_state_all()
+        restores.append(lambda: torch.cuda.set_rng_state_all(states))
     if "numpy" in sys.modules:
         numpy_random = sys.modules["numpy"].random
         state = numpy_random.get_state()
@@ -104,14 +126,23 @@ def _attributes(part: nn.Module) -> Callable[[], None]:
     contents = {name: type(value)(value) for name, value in attributes.items() if name in _BOOKS}
 
     def restore() -> None:
-        vars(part).clear()
-        vars(part).update(attributes)
+        _set_back(vars(part), attributes)
         for name, content in contents.items():
-            book = attributes[name]
-            book.clear()
-            book.update(content)
+            if isinstance(content, dict):
+                _set_back(attributes[name], content)
+            elif attributes[name] != content:
+                attributes[name].clear()
+                attributes[name].update(content)
 
     return restore
+
+
+def _set_back(book: dict[Any, Any], before: dict[Any, Any]) -> None:
+    """The same entries in the same order; nothing is written where nothing changed."""
+    if len(book) == len(before) and all(k is i and v is j for (k, v), (i, j) in zip(book.items(), before.items(), strict=True)):
+        return
+    book.clear()
+    book.update(before)
 
 
 def _tensor(x: Tensor, numbers: bool) -> Callable[[], None]:

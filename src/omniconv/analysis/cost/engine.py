@@ -1,8 +1,9 @@
 """Runs a copy of a model on tensors without data, and adds up what was seen."""
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_map
 
 from omniconv.analysis.cost.calls import tensors_in
-from omniconv.analysis.cost.recorder import Modules, Recorder
+from omniconv.analysis.cost.modules import Modules
+from omniconv.analysis.cost.recorder import Recorder
 from omniconv.analysis.cost.result import METRICS, Cost, Counts, ModuleCost, Row, total_status
 from omniconv.analysis.untouched import untouched
 from omniconv.problem import Problem
@@ -78,22 +80,30 @@ def _of_problem(problem: Problem, backward: bool) -> Cost:
 
 
 def _counted(name: str, target: Any, inputs: tuple[Any, ...], kwargs: dict[str, Any], backward: bool) -> Cost:
+    """Without data where that serves; else on data, in a copy; else as far as it came."""
     given = tensors_in([inputs, kwargs])
-    notes: list[str] = []
+    without = _Run(name, backward)
     try:
-        mode, copied, given_args, given_kwargs = _without_data(target, inputs, kwargs)
-        return _run(name, mode, copied, given_args, given_kwargs, backward, notes)
+        return without(*_without_data(target, inputs, kwargs))
     except Exception as error:
-        if any(isinstance(x, FakeTensor) or x.is_meta for x in given):
-            raise
-        notes.append(f"run on data, since tensors without data do not serve: {_first_line(error)}")
-        copied = _copy(target, {})
-        inputs, kwargs = _detached((inputs, kwargs))
-        return _run(name, None, copied, inputs, kwargs, backward, notes)
+        failed = error
+    if any(isinstance(x, FakeTensor) or x.is_meta for x in given):
+        return without.as_far_as(failed)
+    with_data = _Run(name, backward, [f"run on data, since tensors without data do not serve: {_first_line(failed)}"])
+    try:
+        with untouched(target if isinstance(target, nn.Module) else None):
+            return with_data(None, *_with_data(target, inputs, kwargs))
+    except Exception as error:
+        return with_data.as_far_as(error)
 
 
 def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+
+
+def _with_data(target: Any, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    """Copies of all."""
+    return _copy(target, {}), *_detached((inputs, kwargs))
 
 
 def _detached(tree: Any) -> Any:
@@ -140,61 +150,65 @@ def _copy(target: Any, memo: dict[int, Any]) -> Any:
     if not isinstance(target, nn.Module):
         return target
     target = getattr(target, "_orig_mod", target)  # what torch.compile was given
-    return copy.deepcopy(target, memo)
+    try:
+        return copy.deepcopy(target, memo)
+    except Exception:  # a part that has no copy: the model itself runs, under guard
+        return target
 
 
 @contextmanager
 def _grad_mode(enabled: bool) -> Iterator[None]:
+    torch.backends.mha.set_fastpath_enabled(False)  # it hides attention in one op; untouched() puts it back
     with torch.inference_mode(False), torch.set_grad_enabled(enabled):
         yield
 
 
-def _run(
-    name: str,
-    mode: FakeTensorMode | None,
-    target: Any,
-    inputs: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    backward: bool,
-    notes: list[str],
-) -> Cost:
-    module = target if isinstance(target, nn.Module) else None
-    with Modules(module) as modules, _grad_mode(backward):
-        recorder = Recorder(modules, [] if module is None else module.parameters())
-        if module is not None:
-            recorder.memory.leave_out(_held(module))
-        recorder.memory.see(tensors_in([inputs, kwargs]))
-        if mode is None:
+class _Run:
+    """One attempt at both passes, and what was seen of them."""
+
+    def __init__(self, name: str, backward: bool, notes: Sequence[str] = ()) -> None:
+        self.name, self.backward, self.notes = name, backward, list(notes)
+        self.recorder: Recorder | None = None
+        self.module: nn.Module | None = None
+
+    def __call__(self, mode: FakeTensorMode | None, target: Any, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Cost:
+        """Runs all and adds up."""
+        self.module = target if isinstance(target, nn.Module) else None
+        with Modules(self.module) as modules, _grad_mode(self.backward), mode or nullcontext():
+            recorder = self.recorder = Recorder(modules, [] if self.module is None else self.module.parameters())
+            if self.module is not None:
+                recorder.memory.leave_out(_held(self.module))
+            recorder.memory.see(tensors_in([inputs, kwargs]))
             with recorder, watching(recorder.watch):
-                _both_passes(recorder, module, target, inputs, kwargs, backward, notes)
-        else:
-            with mode, recorder, watching(recorder.watch):
-                _both_passes(recorder, module, target, inputs, kwargs, backward, notes)
-    return _totals(name, recorder, module, backward, notes)
+                results = tensors_in(target(*inputs, **kwargs))
+                if self.backward:
+                    self._gradients(recorder, results, tensors_in([inputs, kwargs]))
+        return _totals(self.name, recorder, self.module, self.backward, self.notes)
 
+    def _gradients(self, recorder: Recorder, results: list[Tensor], given: list[Tensor]) -> None:
+        recorder.backwards = True
+        ends = [y for y in results if y.requires_grad]
+        parameters = [] if self.module is None else list(self.module.parameters())
+        leaves = [x for x in [*parameters, *given] if x.requires_grad]
+        if not ends or not leaves:
+            self.notes.append("no result depends on anything that requires a gradient: the backward pass is empty")
+            return
+        hooks = [leaf.register_hook(_dropped) for leaf in leaves]
+        try:
+            torch.autograd.grad(ends, leaves, [torch.empty_like(y) for y in ends], allow_unused=True)
+        finally:
+            for hook in hooks:
+                hook.remove()
 
-def _both_passes(
-    recorder: Recorder,
-    module: nn.Module | None,
-    target: Any,
-    inputs: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    backward: bool,
-    notes: list[str],
-) -> None:
-    results = tensors_in(target(*inputs, **kwargs))
-    if not backward:
-        return
-    recorder.backwards = True
-    ends = [y for y in results if y.requires_grad]
-    parameters = [] if module is None else list(module.parameters())
-    leaves = [x for x in [*parameters, *tensors_in([inputs, kwargs])] if x.requires_grad]
-    if not ends or not leaves:
-        notes.append("no result depends on anything that requires a gradient: the backward pass is empty")
-        return
-    for leaf in leaves:
-        leaf.register_hook(_dropped)
-    torch.autograd.grad(ends, leaves, [torch.empty_like(y) for y in ends], allow_unused=True)
+    def as_far_as(self, error: Exception) -> Cost:
+        """What was counted before the error; the error itself where nothing was."""
+        if self.recorder is None or not self.recorder.lines:
+            raise error
+        modules = self.recorder.modules
+        where = "" if modules.stopped is None else f" in {modules.stopped!r} ({modules.types[modules.stopped]})"
+        self.notes.append(f"stopped{where}, and counted no further: {_first_line(error)}")
+        found = _totals(self.name, self.recorder, self.module, self.backward, self.notes)
+        return replace(found, status=dict.fromkeys(found.status, "lower_bound") | {"params": "exact"})
 
 
 def _dropped(gradient: Tensor) -> Tensor:
@@ -248,5 +262,10 @@ def _tree(modules: Modules, rows: list[Row], backward: bool) -> tuple[ModuleCost
     for path, kind in (modules.types or {"": "function"}).items():
         params, forward, back = sums.get(path, (0, Counts(), Counts()))
         depth = path.count(".") + 1 if path else 0
-        tree.append(ModuleCost(path, kind, depth, params, **vars(forward), backward=back if backward else None))
+        tree.append(
+            ModuleCost(
+                path, kind, depth, params, **vars(forward), backward=back if backward else None,
+                outputs=modules.outputs.get(path, ()), calls=modules.calls.get(path, 1),
+            )
+        )  # fmt: skip
     return tuple(tree)

@@ -29,7 +29,7 @@ _REDUCTIONS = {
     1: "sum mean amax amin max min argmax argmin prod any all cumsum _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d "
     "adaptive_max_pool3d adaptive_max_pool2d_backward adaptive_max_pool3d_backward max_pool2d_with_indices_backward "
     "max_pool3d_with_indices_backward _adaptive_avg_pool2d_backward _adaptive_avg_pool3d_backward avg_pool2d_backward "
-    "avg_pool3d_backward embedding_dense_backward index_put scatter_add index_add mse_loss mse_loss_backward smooth_l1_loss",
+    "avg_pool3d_backward embedding_dense_backward index_put scatter_add index_add col2im mse_loss mse_loss_backward smooth_l1_loss",
     2: "norm linalg_vector_norm cumprod logcumsumexp nansum",
     4: "var std var_mean std_mean _softmax _log_softmax _safe_softmax _softmax_backward_data _log_softmax_backward_data logsumexp "
     "nll_loss_forward nll_loss2d_forward nll_loss_backward nll_loss2d_backward _weight_norm_interface "
@@ -47,7 +47,8 @@ _MOVES = {
     "native_channel_shuffle _reshape_copy tril triu slice_scatter select_scatter slice_backward select_backward unfold_backward "
     "contiguous rand randn rand_like randn_like randint randperm uniform normal eye linspace split_with_sizes_copy "
     "constant_pad_nd_backward reflection_pad1d_backward reflection_pad2d_backward replication_pad1d_backward "
-    "replication_pad2d_backward scatter nonzero one_hot diag_embed masked_select lift_fresh_copy unbind_copy resize",
+    "replication_pad2d_backward reflection_pad3d_backward replication_pad3d_backward "
+    "scatter nonzero one_hot diag_embed masked_select lift_fresh_copy unbind_copy resize",
 }
 # reading a part of an operand that may be much larger
 _READS_PART = frozenset(("index", "index_select", "gather", "embedding", "slice_backward", "select_backward"))

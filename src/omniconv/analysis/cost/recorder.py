@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -14,6 +14,7 @@ from omniconv.analysis.cost.calls import Call, base_name, tensors_in
 from omniconv.analysis.cost.estimates import work_of
 from omniconv.analysis.cost.house import house_work
 from omniconv.analysis.cost.memory import Memory
+from omniconv.analysis.cost.modules import Modules
 from omniconv.analysis.cost.result import METRICS, Counts, Coverage, Row, Shapes, total_status
 from omniconv.analysis.cost.work import Work, bytes_of
 from omniconv.geometry import Pairs
@@ -22,6 +23,8 @@ from omniconv.techniques._operator import watching
 
 # what makes no numbers and moves none
 _FREE = frozenset(("_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "lift_fresh"))
+# views in place, which torch does not call views
+_FREE |= frozenset(("as_strided", "detach", "squeeze", "swapaxes", "swapdims", "t", "transpose", "unsqueeze"))
 # what hands a parameter on as it is, in another type or layout
 _COPIES = frozenset(("_to_copy", "clone", "contiguous", "copy"))
 
@@ -91,47 +94,6 @@ class HouseCall:
     moved: int  # bytes that its backward pass must move
     inside: int = 0
     reached: bool = False  # by the backward pass
-
-
-class Modules:
-    """Which module is running, by hooks that are removed on leaving."""
-
-    def __init__(self, root: nn.Module | None) -> None:
-        self.running: list[str] = []
-        self.types: dict[str, str] = {}
-        self.leaves: set[str] = set()
-        self.modules: dict[str, nn.Module] = {}
-        self._hooks: list[Any] = []
-        if root is not None:
-            self.modules = dict(root.named_modules())
-        for name, module in self.modules.items():
-            self.types[name] = type(module).__name__
-            if not any(True for _ in module.children()) or hasattr(module, "technique"):
-                self.leaves.add(name)
-
-    def __enter__(self) -> "Modules":
-        for name, module in self.modules.items():
-            self._hooks.append(module.register_forward_pre_hook(self._entered(name), prepend=True))
-            self._hooks.append(module.register_forward_hook(self._left, always_call=True))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for hook in self._hooks:
-            hook.remove()
-
-    def _entered(self, name: str) -> Any:
-        def hook(*_: Any) -> None:
-            self.running.append(name)
-
-        return hook
-
-    def _left(self, *_: Any) -> None:
-        self.running.pop()
-
-    @property
-    def name(self) -> str:
-        """The path of the innermost."""
-        return self.running[-1] if self.running else ""
 
 
 class Recorder(TorchDispatchMode):
@@ -296,8 +258,7 @@ class Recorder(TorchDispatchMode):
         technique, problem = (None, None) if work is None else (work.technique, work.problem)
         key = (name, op, technique, problem, shapes)
         if key not in self.lines:
-            kind = self.modules.types.get(name, "") if name in self.modules.leaves else base_name(op)
-            self.lines[key] = Line(name, kind or base_name(op), op, technique, problem, *shapes)
+            self.lines[key] = Line(name, self.modules.kind_of(name, op), op, technique, problem, *shapes)
         return self.lines[key]
 
     def _credit(self, operands: list[Tensor]) -> int:

@@ -106,7 +106,7 @@ class Coverage:
 
 @dataclass(frozen=True)
 class ModuleCost:
-    """One module of the tree with everything below it; ``depth`` is 0 at the root."""
+    """One module of the tree with everything below it; ``depth`` is 0 at the root, ``outputs`` are shapes of its last call."""
 
     name: str
     type: str
@@ -118,6 +118,8 @@ class ModuleCost:
     bytes_min: int = 0
     bytes_impl: int = 0
     backward: Counts | None = None
+    outputs: Shapes = ()
+    calls: int = 0
 
 
 @dataclass(frozen=True)
