@@ -352,6 +352,11 @@ def u_net(*up_layers, depth=2):
     return lambda: UNet(lambda: nn.Sequential(*[layer() for layer in up_layers]), depth)
 
 
+def small():
+    """A network of two layers."""
+    return nn.Sequential(nn.Conv2d(1, 2, 3, 2), nn.ConvTranspose2d(2, 1, 4, 2))
+
+
 def layers(**named):
     return {f"house {name}": made for name, made in named.items()}
 

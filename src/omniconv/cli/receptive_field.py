@@ -84,6 +84,7 @@ def command(
     ] = None,
     layer: Annotated[list[str] | None, typer.Option("--layer", help="A module inside, by its dotted name; repeatable.")] = None,
     position: Annotated[str | None, typer.Option(help="Which output, as 3x4; with one --layer or the output.")] = None,
+    local: Annotated[bool, typer.Option("--local", help="Leave out what mixes the whole image, such as gates and means.")] = False,
     effective: Annotated[bool, typer.Option("--effective", help="Measure too what the last of the layers reacts to.")] = False,
     samples: Annotated[int, typer.Option(help="Random inputs of --effective.")] = 32,
     seed: Annotated[int, typer.Option(help="Of the random inputs.")] = 0,
@@ -103,7 +104,8 @@ def command(
         with progress_bar() as bar:
             task = bar.add_task("gradients", total=samples, visible=effective)
             report = field_report(
-                target, input=input or (), layers=layer or None, position=position, samples=samples if effective else 0, seed=seed,
+                target, input=input or (), layers=layer or None, position=position, local=local, seed=seed,
+                samples=samples if effective else 0,
                 progress=lambda done: bar.update(task, completed=done),
             )  # fmt: skip
     except ValueError as error:

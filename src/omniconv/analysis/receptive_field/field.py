@@ -16,6 +16,7 @@ from omniconv.analysis.receptive_field.trace import FACTORS, Traced
 from omniconv.analysis.receptive_field.walk import Box, Walk, box_of
 
 MOST_PHASES = 64  # of a period; longer ones are not walked through
+_TRIES = 17
 
 
 def receptive_field(
@@ -26,6 +27,7 @@ def receptive_field(
     wrt: int = 0,
     axes: Sequence[int] | None = None,
     named: Mapping[str, Any] | None = None,
+    local: bool = False,
 ) -> ReceptiveField:
     """What one output can see of the input, over the ops that the network runs.
 
@@ -42,6 +44,8 @@ def receptive_field(
         wrt: Which of the tensors of the inputs.
         axes: Of that input, those that count as space: all from the third by default, or the last of a matrix.
         named: Inputs that are given by keyword.
+        local: Leave out the paths through ops that mix all of an axis which grows with the input, such as the gates of squeeze
+            and excitation; a normalisation then counts as elementwise.
 
     Raises:
         ValueError: There is no such module, output or position.
@@ -56,7 +60,7 @@ def receptive_field(
     Source: Araujo, Norris, Sim 2019, Distill, doi:10.23915/distill.00021; gridding: Yu, Koltun, Funkhouser 2017, arXiv:1705.09914,
     Wang et al. 2018, arXiv:1702.08502.
     """
-    return question_of(module, inputs, named, of, position, wrt, axes).answer()
+    return question_of(module, inputs, named, of, position, wrt, axes, local).answer()
 
 
 def receptive_fields(
@@ -66,12 +70,13 @@ def receptive_fields(
     wrt: int = 0,
     axes: Sequence[int] | None = None,
     named: Mapping[str, Any] | None = None,
+    local: bool = False,
 ) -> tuple[ReceptiveField, ...]:
     """The field of what several modules inside return first, in the order in which they do.
 
     Args:
         module: The network.
-        inputs: As for :func:`receptive_field`, and so ``wrt``, ``axes`` and ``named``.
+        inputs: As for :func:`receptive_field`, and so ``wrt``, ``axes``, ``named`` and ``local``.
         layers: Dotted names; by default the children of the network.
 
     Raises:
@@ -91,8 +96,8 @@ def receptive_fields(
         raise ValueError(f"receptive_field: the module {missing[0]!r} must run and return a tensor, got a pass without it")
     known = [name for name in returned if name in names]
     if traced.larger is not None:
-        return tuple(Question(traced, returned[name], name, None).answer() for name in known)
-    return tuple(receptive_field(module, *inputs, of=name, wrt=wrt, axes=axes, named=named) for name in known)
+        return tuple(Question(traced, returned[name], name, None, local).answer() for name in known)
+    return tuple(receptive_field(module, *inputs, of=name, wrt=wrt, axes=axes, named=named, local=local) for name in known)
 
 
 def check_names(module: Callable[..., Any], names: Sequence[str]) -> None:
@@ -117,24 +122,25 @@ def question_of(
     position: Sequence[int] | None,
     wrt: int,
     axes: Sequence[int] | None,
+    local: bool = False,
 ) -> "Question":
     """One output of a network, traced."""
     check_names(module, [of] if isinstance(of, str) else [])
     traced = Traced(module, (inputs, dict(named or {})), of, wrt, axes)
     assert traced.base.target is not None
-    return Question(traced, traced.base.target, of if isinstance(of, str) else f"output {of}", position)
+    return Question(traced, traced.base.target, of if isinstance(of, str) else f"output {of}", position, local)
 
 
 class Question:
     """One value of a traced network, and all that is found out about it."""
 
-    def __init__(self, traced: Traced, target: Value, name: str, position: Sequence[int] | None) -> None:
+    def __init__(self, traced: Traced, target: Value, name: str, position: Sequence[int] | None, local: bool) -> None:
         self.traced, self.notes, self.name = traced, list(traced.notes), name
         self.axes, self.input, self.target = traced.axes, traced.base.inputs[traced.wrt], target
         same = len(self.target.shape) == len(self.input.shape)
         self.places = tuple(traced.grown(self.target)) if traced.larger is not None else self.axes if same else ()
         self.paired = traced.larger is not None and len(self.places) == len(self.axes)
-        self.fixed = position is not None
+        self.fixed, self.local = position is not None, local
         self.position = self._middle() if position is None else self._checked(position)
         self.unknown: list[tuple[Node, str]] = []
 
@@ -155,6 +161,9 @@ class Question:
         """The field in the given input; then, in one that is large enough, that of every phase."""
         walk, inside = self._walk(self.traced.base, self.position)
         everything = self._everything(walk)
+        if self.local and everything:
+            self.notes.append(f"{len(everything)} ops that see everything are left out")
+            everything = []
         grows = {i for axes, _ in everything for i in axes}
         jump = self._jump()
         phases: tuple[tuple[Phase, ...], ...] = ((),) * len(self.axes)
@@ -166,21 +175,27 @@ class Question:
                 box, phases, first = found
         elif local:
             self._note_fixed(walk, inside, local)
-        if not self.target.depends:
+        if not box.mask.any():
             self.notes.append("the output does not depend on the input")
         return self._result(inside, box, phases, jump, first, grows, [node for _, node in everything])
 
-    def _cut(self, walk: Walk) -> bool:
-        """Whether a border cut the field: of an axis that grows with the input, not of channels."""
-        return any(self.traced.larger is None or axis in self.traced.grown(value) for value, axis in walk.cuts)
+    def _cut(self, walk: Walk, local: Sequence[int]) -> bool:
+        """Whether a border cut the field along one of these axes of the input; channels have borders too."""
+        if self.traced.larger is None:
+            return bool(walk.cuts)
+        return any(set(self.traced.grows_along(value, [axis])) & set(local) for value, axis in walk.cuts)
 
     def _note_fixed(self, walk: Walk, inside: Box, local: Sequence[int]) -> None:
-        self.notes.append(f"found in an input of this size; a larger one raises {self.traced.failure}")
-        if self._cut(walk) and any(inside.mask.shape[i] < self.input.shape[self.axes[i]] for i in local):
+        self.notes.append(f"found in an input of this size alone; in a larger one {self.traced.failure}")
+        if self._cut(walk, local) and any(inside.mask.shape[i] < self.input.shape[self.axes[i]] for i in local):
             self.unknown.append((walk.graph.nodes[-1], "the border cuts the field"))
 
     def _walk(self, graph: Graph, position: Sequence[int]) -> tuple[Walk, Box]:
-        walk, target, source = Walk(graph), graph.values[self.target.number], graph.inputs[self.traced.wrt]
+        walk, target, source = (
+            Walk(graph, self._grows if self.local else None),
+            graph.values[self.target.number],
+            graph.inputs[self.traced.wrt],
+        )
         where = self._where(target.shape, position)
         seen = walk.back(Seen.at(target.shape, where), target, source) if target.depends else None
         self.unknown += walk.unknown + walk.least
@@ -199,15 +214,14 @@ class Question:
         """What picks the output that is asked for out of one of this shape."""
         return tuple(slice(None) if w is None else slice(w, w + 1) for w in self._where(shape, self.position))
 
+    def _grows(self, value: Value, axes: Sequence[int]) -> bool:
+        """Whether one of the axes of a value grows with the input."""
+        return bool(set(axes) & set(self.traced.grown(value)))
+
     def _everything(self, walk: Walk) -> list[tuple[list[int], Node]]:
         """The ops that mix what grows with the input, and along which of its axes."""
-        found = []
-        for node, value, mixed in walk.mixing:
-            grown = self.traced.grown(value)
-            hit = [grown.index(a) for a in mixed if a in grown]
-            if hit:
-                found.append((hit if len(grown) == len(self.axes) else list(range(len(self.axes))), node))
-        return found
+        found = [(self.traced.grows_along(value, mixed), node) for node, value, mixed in walk.mixing]
+        return [(axes, node) for axes, node in found if axes]
 
     def _growth(self, number: int) -> list[int]:
         """By how much the axes of a value that grow have grown, or nothing where they are not the input's."""
@@ -245,7 +259,16 @@ class Question:
         periods = self._periods(walk, jump)
         for factor, graph in self._larger_graphs(local):
             try:
-                return self._phases(graph, factor, local, jump, periods)
+                middle, cut = self._uncut(graph, local, periods)
+                if cut:  # larger still: only what is seen takes memory
+                    factor, wider = self.traced.enlarged([self.axes[i] for i in local], (16 * factor,))
+                    graph = graph if wider is None else wider
+                    middle, cut = self._uncut(graph, local, periods)
+                if cut:
+                    self.unknown.append(
+                        (walk.graph.nodes[-1], f"the border cuts the field in an input {factor} times as large too")
+                    )
+                return self._phases(graph, middle, local, jump, periods)
             except TooLargeError as error:
                 self.traced.failure = str(error)
         reason = f"the field is cut by the border, and no larger input can be walked through: {self.traced.failure}"
@@ -263,17 +286,26 @@ class Question:
                 if graph is not None:
                     yield found, graph
 
-    def _phases(
-        self, graph: Graph, factor: int, local: Sequence[int], jump: Sequence[Fraction | None], periods: Sequence[int]
-    ) -> tuple[Box, tuple[tuple[Phase, ...], ...], tuple[int, ...]]:
-        target = graph.values[self.target.number]
-        middle = list(self.position)
+    def _uncut(self, graph: Graph, local: Sequence[int], periods: Sequence[int]) -> tuple[list[int], bool]:
+        """A position far from the borders, of the phase of the one asked for, and whether a border cuts its field all the same."""
+        target, middle = graph.values[self.target.number], list(self.position)
         if self.paired:
             for i in local:
                 n = target.shape[self.places[i]]
                 middle[i] = n // 2 - (n // 2 - self.position[i]) % periods[i]
-        elif not self.fixed:
-            middle = [(n + isqrt(n)) // 2 for n in (target.shape[a] for a in self.places)]
+            return middle, self._cut(self._walk(graph, middle)[0], local)
+        sizes = [target.shape[a] for a in self.places]
+        tries = [middle] if self.fixed else [[(n + isqrt(n)) // 2 for n in sizes]]
+        tries += [[n * k // _TRIES + n // 99 for n in sizes] for k in range(1, _TRIES)]  # of merged axes, anywhere
+        for middle in tries[: 1 if self.fixed or not sizes else None]:
+            cut = self._cut(self._walk(graph, middle)[0], local)
+            if not cut:
+                break
+        return middle, cut
+
+    def _phases(
+        self, graph: Graph, middle: list[int], local: Sequence[int], jump: Sequence[Fraction | None], periods: Sequence[int]
+    ) -> tuple[Box, tuple[tuple[Phase, ...], ...], tuple[int, ...]]:
         phases: list[tuple[Phase, ...]] = [() for _ in self.axes]
         best = list(middle)
         for i in local if self.paired else ():
@@ -286,10 +318,8 @@ class Question:
             phases[i] = tuple(Phase(size, offset) for size, offset in found)
             if not self.fixed:
                 best[i] = first + max(range(len(found)), key=lambda k: found[k][0])
-        walk, box = self._walk(graph, best)
-        if self._cut(walk):
-            self.unknown.append((walk.graph.nodes[-1], f"the border still cuts the field in an input {factor} times as large"))
-        elif self.paired:
+        _, box = self._walk(graph, best)
+        if self.paired and box.mask.any():
             self._check_shift(graph, best, box, jump, periods, local)
         return box, tuple(phases), tuple(best)
 

@@ -1,8 +1,9 @@
 """The ops that a network really runs, recorded at the dispatcher on tensors without data."""
 
+import inspect
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from omniconv import settings
 from omniconv.analysis.untouched import untouched
+from omniconv.techniques._operator import watching
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -83,6 +85,7 @@ class Recorder(TorchDispatchMode):
         self._known: dict[int, Value] = {}
         self._sharing: dict[int, list[Tensor]] = {}
         self._alive: list[Tensor] = []
+        self._muted = False
 
     def value_of(self, tensor: Tensor) -> Value:
         """The value that a tensor holds now."""
@@ -104,13 +107,32 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func.namespace in _NO_OPS:
+        if self._muted or func.namespace in _NO_OPS:
             return func(*args, **kwargs)
         if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
             with self:  # as it comes under torch.inference_mode
                 return func.decompose(*args, **kwargs)
         result = func(*args, **kwargs)
         self._record(func, args, kwargs, result)
+        return result
+
+    def watch(self, op: Callable[..., Any], given: Mapping[str, Any]) -> Any:
+        """A deformable convolution is one node: the ops that it is made of look where numbers say that are not there."""
+        if op.__name__ != "deform_conv2d":
+            with watching(None):
+                return op(**given)
+        before, self._muted = self._muted, True
+        try:
+            with watching(None):
+                result = op(**given)
+        finally:
+            self._muted = before
+        arguments = {name: self.value_of(leaf) if isinstance(leaf, Tensor) else leaf for name, leaf in given.items()}
+        bound = inspect.signature(op).bind(**arguments)
+        bound.apply_defaults()
+        node = Node("omniconv::deform_conv2d", dict(bound.arguments), self.modules[-1] if self.modules else "", False, op)
+        node.outputs = (self._new(result, node, 0, any(value.depends for value in node.values())),)
+        self.graph.nodes.append(node)
         return result
 
     def _record(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
@@ -229,6 +251,7 @@ def record(module: Callable[..., Any], inputs: Inputs, of: int | str, shapes: Se
             stack.enter_context(_watched(module, recorder, stop))
         stack.enter_context(torch.no_grad())
         stack.enter_context(settings.composite_only())
+        stack.enter_context(watching(recorder.watch))
         if not real:
             stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
             stack.enter_context(_quiet())

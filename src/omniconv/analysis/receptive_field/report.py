@@ -26,6 +26,7 @@ def field_report(
     input: Sequence[str] | str = (),
     layers: Sequence[str] | None = None,
     position: str | None = None,
+    local: bool = False,
     samples: int = 0,
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
@@ -37,6 +38,7 @@ def field_report(
         input: Example inputs, as ``1x3x224x224[:dtype]``.
         layers: Dotted names; by default the children of the network and its output.
         position: Of the one layer, or of the output if none is named, as ``3x4``: one index per axis.
+        local: As for :func:`receptive_field`.
         samples: Random inputs of the effective field; 0 measures none.
         seed: Of these.
         progress: Called with the number of random inputs done.
@@ -62,11 +64,11 @@ def field_report(
     where = None if position is None else tuple(map(int, position.split("x")))
     last: int | str = layers[-1] if layers else 0
     if position is not None:
-        fields: tuple[ReceptiveField, ...] = (receptive_field(module, *args, of=last, position=where, named=named),)
+        fields: tuple[ReceptiveField, ...] = (receptive_field(module, *args, of=last, position=where, named=named, local=local),)
     else:
-        fields = receptive_fields(module, *args, layers=layers, named=named)
+        fields = receptive_fields(module, *args, layers=layers, named=named, local=local)
         if layers is None:
-            fields = (*fields, receptive_field(module, *args, named=named))
+            fields = (*fields, receptive_field(module, *args, named=named, local=local))
     effective = None
     if samples:
         effective = effective_receptive_field(

@@ -45,6 +45,12 @@ POINTWISE = {  # elementwise, though torch does not tag them so
 }  # fmt: skip
 
 
+NORMALISATIONS = {
+    "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_functional", "_batch_norm_with_update",
+    "cudnn_batch_norm", "native_layer_norm", "native_group_norm", "_fused_rms_norm",
+}  # fmt: skip
+
+
 def rule(*names: str) -> Callable[[Rule], Rule]:
     """Registers a rule under the names of aten's ops."""
 

@@ -10,6 +10,8 @@ from omniconv.analysis.receptive_field.graph import Graph, Inputs, Value, record
 
 FACTORS = (65, 17, 5, 3, 2)  # how much larger the input is made to find the field that no border cuts
 
+_SMALL = (3, 2)
+
 
 class Traced:
     """Graphs of one network at several sizes of its input."""
@@ -30,6 +32,7 @@ class Traced:
         self.notes: list[str] = []
         self.base = self._first()
         self.failure = ""
+        self._single: list[Graph | None] = []
         self.factor, self.larger = self.enlarged(self.axes)
 
     def _first(self) -> Graph:
@@ -54,11 +57,11 @@ class Traced:
             try:
                 graph = record(self.module, self.inputs, self.of, shapes, self.real)
             except Exception as error:  # a network may refuse other sizes, with any exception
-                self.failure = _one_line(error)
+                self.failure = f"it raises {_one_line(error)}"
                 continue
             if [n.op for n in graph.nodes] == [n.op for n in self.base.nodes]:
                 return factor, graph
-            self.failure = "it runs other ops there"
+            self.failure = "it runs other ops"
         return 1, None
 
     def _scaled(self, shape: tuple[int, ...], axes: Sequence[int], factor: int) -> tuple[int, ...]:
@@ -68,10 +71,22 @@ class Traced:
         return tuple(n * factor if a in axes else n for a, n in enumerate(shape))
 
     def grown(self, value: Value) -> list[int]:
-        """The axes of a value that are longer in a larger input."""
-        if self.larger is None:
-            return []
-        return [a for a, (n, m) in enumerate(zip(value.shape, self.larger.values[value.number].shape, strict=True)) if n != m]
+        """The axes of a value, of whichever graph, that are longer in a larger input."""
+        return [] if self.larger is None else self._longer(value, self.larger)
+
+    def _longer(self, value: Value, larger: Graph) -> list[int]:
+        sizes = self.base.values[value.number].shape, larger.values[value.number].shape
+        return [a for a, (n, m) in enumerate(zip(*sizes, strict=True)) if n != m]
+
+    def grows_along(self, value: Value, axes: Sequence[int]) -> list[int]:
+        """Which axes of the input (by their place among those of space) any of these axes of a value grows with."""
+        grown = self.grown(value)
+        hit = [a for a in axes if a in grown]
+        if len(grown) == len(self.axes) or not hit:
+            return [grown.index(a) for a in hit]
+        if not self._single:  # one axis of the input at a time
+            self._single = [self.enlarged((a,), _SMALL)[1] for a in self.axes]
+        return [i for i, graph in enumerate(self._single) if graph is None or set(self._longer(value, graph)) & set(hit)]
 
 
 def _one_line(error: Exception) -> str:

@@ -1,22 +1,22 @@
 """Counts carried from one output of a graph back to an input."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from omniconv.analysis.receptive_field import mixing, moves, windows  # noqa: F401  # their rules
+from omniconv.analysis.receptive_field import deformable, mixing, moves, windows  # noqa: F401  # their rules
 from omniconv.analysis.receptive_field.graph import Graph, Node, Value
-from omniconv.analysis.receptive_field.rules import carried_back
+from omniconv.analysis.receptive_field.rules import NORMALISATIONS, Parts, carried_back
 from omniconv.analysis.receptive_field.seen import Seen
 
 
 class Walk:
     """Counts carried from one output back to the inputs, and what was met on the way."""
 
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
+    def __init__(self, graph: Graph, grows: Callable[[Value, Sequence[int]], bool] | None = None) -> None:
+        self.graph, self.grows = graph, grows
         self.cuts: list[tuple[Value, int]] = []
         self.mixing: list[tuple[Node, Value, tuple[int, ...]]] = []
         self.unknown: list[tuple[Node, str]] = []
@@ -48,11 +48,21 @@ class Walk:
                     continue
                 up = counts.pop(output.number)
                 self.met.add(output.number)
-                for operand, part in carried_back(node, slot, up, self):
+                for operand, part in self._near(node, slot, up):
                     if operand.depends and not part.empty:
                         before = counts.get(operand.number)
                         counts[operand.number] = part if before is None else before.plus(part)
         return counts.get(source.number)
+
+    def _near(self, node: Node, slot: int, up: Seen) -> Parts:
+        """What the node's rule carries back; without what mixes all of a growing axis, if the walk is told which those are."""
+        before = len(self.mixing)
+        for operand, part in carried_back(node, slot, up, self):
+            mixes = self.grows is not None and any(self.grows(v, axes) for _, v, axes in self.mixing[before:])
+            if not mixes:
+                yield operand, part
+            elif node.op.removeprefix("aten::") in NORMALISATIONS and operand.shape == up.shape:
+                yield operand, up
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,11 @@ from omniconv.geometry import source
 Integers = tuple[int, ...]
 
 
-def _through_windows(
+def through_windows(
     node: Node, up: Seen, walk: Walk, size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], before: Sequence[int],
     dilation: Sequence[int], transposed: bool = False,
 ) -> Seen:  # fmt: skip
+    """Back through the windows of the last axes, one after another."""
     first = len(up.shape) - len(kernel)
     for a in range(len(kernel)):
         back = up.spread if transposed else up.windows
@@ -35,23 +36,24 @@ def convolution(node: Node, _slot: int, up: Seen, walk: Walk) -> Parts:
     transposed = bool(node["transposed"])
     channel = len(shape) - rank - 1
     if weight.depends:
-        yield weight, _of_filters(_per_channel(up, channel), weight.shape, groups, transposed)
+        yield weight, _of_filters(per_channel(up, channel), weight.shape, groups, transposed)
     bias = node["bias"]
     if bias is not None and bias.depends:
-        yield bias, _per_channel(up, channel)
+        yield bias, per_channel(up, channel)
     if not x.depends:
         return
-    mixed = _mixed_channels(up, channel, shape[channel], groups)
+    mixed = mixed_channels(up, channel, shape[channel], groups)
     kernel = weight.shape[2:]
-    yield x, _through_windows(node, mixed, walk, shape[channel + 1 :], kernel, stride, padding, dilation, transposed)
+    yield x, through_windows(node, mixed, walk, shape[channel + 1 :], kernel, stride, padding, dilation, transposed)
 
 
-def _per_channel(up: Seen, channel: int) -> Seen:
+def per_channel(up: Seen, channel: int) -> Seen:
+    """Counts of the channels alone."""
     others = [a for a in range(len(up.shape)) if a != channel]
     return up.averaged(others, [1] * len(others)).reshaped((up.shape[channel],))
 
 
-def _mixed_channels(up: Seen, channel: int, channels: int, groups: int) -> Seen:
+def mixed_channels(up: Seen, channel: int, channels: int, groups: int) -> Seen:
     """Every channel of a group counts as the mean of the outputs of its group."""
     if up.constant[channel] or groups == 1:
         return up.averaged([channel], [channels])
@@ -82,7 +84,7 @@ def _pool_windows(node: Node, rank: int) -> tuple[Integers, Integers, Integers, 
 def _pool(rank: int) -> Callable[[Node, int, Seen, Walk], Parts]:
     def pool(node: Node, _slot: int, up: Seen, walk: Walk) -> Parts:
         x, shape = sized(node)
-        yield x, _through_windows(node, up, walk, shape[len(shape) - rank :], *_pool_windows(node, rank))
+        yield x, through_windows(node, up, walk, shape[len(shape) - rank :], *_pool_windows(node, rank))
 
     return pool
 
@@ -294,7 +296,7 @@ def _per_tap(
             if part is None:
                 continue
             before = [padding[0] - ky * dilation[0], padding[1] - kx * dilation[1]]
-            yield x, _through_windows(node, part, walk, x.shape[2:], (1, 1), stride, before, (1, 1), transposed)
+            yield x, through_windows(node, part, walk, x.shape[2:], (1, 1), stride, before, (1, 1), transposed)
 
 
 @rule("unfold")
