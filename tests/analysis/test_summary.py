@@ -138,7 +138,9 @@ def test_what_does_not_run_keeps_its_parameters(here):
     assert made.params == sum(p.numel() for p in Net().parameters())
     assert made.status["macs_dense"] in ("unknown", "lower_bound")
     assert by_name(made)["blocks"].params == 288
-    assert any("RuntimeError: no way" in note for note in made.notes)
+    assert any("in the root (Stops) RuntimeError: no way" in note for note in made.notes)
+    (note,) = summary(Net(), torch.zeros(1, 5, 8, 8)).notes
+    assert "in stem (Conv2d) RuntimeError: " in note
     result = run("sketch:Stops", "--input", "1x3x8x8")
     assert result.exit_code == 0
     assert "RuntimeError: no way" in result.stdout.replace("\n", " ")

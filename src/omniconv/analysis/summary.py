@@ -117,7 +117,20 @@ def _costed(module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], 
     try:
         return cost(module, *inputs, backward=backward, **kwargs)
     except Exception as error:  # whatever a network of the user's does wrong
-        return _parameters_alone(module, one_line(error), backward)
+        return _parameters_alone(module, f"{_where(error)}{one_line(error)}", backward)
+
+
+def _where(error: BaseException) -> str:
+    """The innermost module that was running, in words."""
+    running = []
+    at = error.__traceback__
+    while at is not None:
+        running += [x for x in (at.tb_frame.f_locals.get("self"),) if isinstance(x, nn.Module)]
+        at = at.tb_next
+    if not running:
+        return ""
+    path = next((name for name, part in running[0].named_modules() if part is running[-1]), "")
+    return f"in {path or 'the root'} ({type(running[-1]).__name__}) "
 
 
 def _parameters_alone(module: nn.Module, why: str, backward: bool) -> Cost:

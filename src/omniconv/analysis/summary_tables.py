@@ -107,12 +107,12 @@ def _columns(metric: str, backward: bool, tree: bool) -> tuple[Column, ...]:
     visible = (
         Column("layer", "layer", lambda row: row.line.name, lambda row: row.label, folds=not tree, guides=tree),
         Column("kind", "", _kind, folds=True, style=lambda row: "bold" if row.line.technique else "dim"),
-        Column("output", "output", lambda row: row.line.output, lambda row: "×".join(map(str, row.line.output or ())), needs=100),
+        Column("output", "output", lambda row: row.line.output, lambda row: "×".join(map(str, row.line.output or ())), needs=3),
         _number("params", "params", "params"),
         _number("macs_dense", "MACs", "macs_dense"),
-        _number("macs_valid", "valid\nMACs", "macs_valid", needs=112),
+        _number("macs_valid", "valid\nMACs", "macs_valid", needs=4),
         Column("bytes_min", "MB", lambda row: row.line.bytes_min, _megabytes, right=True),
-        Column("intensity", "flop/B", lambda row: row.line.intensity, _intensity, right=True, needs=90),
+        Column("intensity", "flop/B", lambda row: row.line.intensity, _intensity, right=True, needs=2),
         Column(
             "macs_backward", "MACs\nback", lambda row: of("backward", row.line), _backward_macs, right=True, hidden=not backward
         ),

@@ -18,9 +18,9 @@ class Column:
     """One column: ``name`` and ``value`` for machines, ``head`` and ``text`` for people.
 
     ``head`` may break lines; ``right`` aligns numbers; a ``hidden`` column is for machines alone. In a terminal, a column is left
-    out where there are fewer than ``needs`` characters, goes into the second line of the column that ``under`` names, ``folds``
-    long text and has a ``style`` of rich. ``bar`` is a share in [0, 1] that is drawn beside the cell; ``guides`` keeps the lines of
-    a tree together.
+    out where there are fewer than ``needs`` characters, or where not all columns fit (the neediest first, one of 0 never), goes
+    into the second line of the column that ``under`` names, ``folds`` long text and has a ``style`` of rich. ``bar`` is a share
+    in [0, 1] that is drawn beside the cell; ``guides`` keeps the lines of a tree together.
     """
 
     name: str
