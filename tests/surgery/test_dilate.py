@@ -455,6 +455,47 @@ def test_what_pools_over_positions_is_named():
     stride_to_dilation(Gated(), 1)(torch.randn(1, 3, 16, 16))
 
 
+ACTIVATIONS = [
+    nn.ReLU(), nn.ReLU(True), nn.ReLU6(True), nn.Hardtanh(), nn.SiLU(), nn.SiLU(True), nn.GELU(), nn.GELU("tanh"), nn.Sigmoid(),
+    nn.Tanh(), nn.Hardswish(), nn.Hardswish(True), nn.Hardsigmoid(True), nn.LeakyReLU(0.1, True), nn.ELU(1.0, True), nn.CELU(),
+    nn.SELU(True), nn.Mish(True), nn.Softplus(), nn.PReLU(4), nn.Threshold(0.1, 0.2, True), nn.LogSigmoid(), nn.Softmax(1),
+    nn.Softmax2d(), nn.Dropout(),
+    nn.Dropout2d(), nn.Identity(), nn.RReLU(), nn.Tanhshrink(), nn.Hardshrink(), nn.LocalResponseNorm(2), nn.BatchNorm2d(4),
+    nn.BatchNorm2d(4, affine=False), nn.ChannelShuffle(2), nn.GLU(1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=repr)
+def test_what_treats_every_position_alike_is_passed(activation):
+    net = nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1), activation, nn.Conv2d(2 if isinstance(activation, nn.GLU) else 4, 2, 3, 1, 1))
+    net = net.double().eval()
+    x = torch.randn(1, 1, 13, 10, dtype=torch.float64)
+    torch.testing.assert_close(taken(stride_to_dilation(net, 1)(x), 2), net(x), rtol=1e-12, atol=1e-12)
+
+
+def test_a_gate_that_is_spread_over_the_map_grows_with_it():
+    def gated(m, x):
+        gate = m.mix(x.mean((2, 3)).unsqueeze(1)).sigmoid().view(x.shape[0], -1, 1, 1)
+        return m.last(x * gate.expand_as(x))
+
+    net = Own(gated, mix=nn.Conv1d(1, 1, 3, padding=1), last=nn.Conv2d(4, 4, 3, padding=1))
+    plan = dilation_plan(net, 1)
+    assert [c.module for c in plan.changes] == ["stem", "last"]
+    assert stride_to_dilation(net, 1)(torch.randn(1, 3, 9, 8)).shape == (1, 4, 9, 8)
+
+
+def test_branches_may_be_stacked_and_summed():
+    def selected(m, x):
+        both = torch.stack([m.near(x), m.far(x)], 1)
+        return m.last((both * both.sum(1, keepdim=True).mean((3, 4), keepdim=True).softmax(1)).sum(1))
+
+    wide = nn.Conv2d(4, 4, 3, padding=2, dilation=2)
+    net = Own(selected, near=nn.Conv2d(4, 4, 3, padding=1), far=wide, last=nn.Conv2d(4, 4, 3, padding=1))
+    assert {c.module: c.dilation[1] for c in dilation_plan(net, 1).changes}["far"] == (4, 4)
+    with pytest.raises(ValueError, match=r"^stride_to_dilation: maps that are joined must lie at the same positions"):
+        stride_to_dilation(Own(lambda m, x: torch.stack([x, torch.ones(2, 4, 112, 112)])), 1)
+
+
 class Own(nn.Module):
     """A stem whose stride is taken out, and a function of what comes from it."""
 

@@ -101,7 +101,8 @@ def _merged(call: Call) -> Places:
     for tensor in call.tensors():  # a table of fixed size beside a map that grows
         offset = len(size) - tensor.dim()
         for axis, place in enumerate(call.places(tensor)):
-            if place is None and tensor.shape[axis] > 1 and axis + offset >= 0 and dense(found[axis + offset]):
+            fixed = place is None and tensor.shape[axis] > 1 and tensor.stride(axis) > 0  # 0: one number, spread
+            if fixed and axis + offset >= 0 and dense(found[axis + offset]):
                 call.refuse("what meets a map that grows must grow with it")
     return tuple(found)
 
@@ -190,6 +191,16 @@ def _joined(call: Call) -> Places:
                 call.refuse("maps that are joined must lie at the same positions")
     here: Place = Lost(call.text) if any(p[dim] is not None for _, p in inputs) else None
     return (*first[:dim], here, *first[dim + 1 :])
+
+
+def _stacked(call: Call) -> Places:
+    tensors = call.named["tensors"]
+    first = next((p for p in map(call.places, tensors) if any(place is not None for place in p)), call.places(tensors[0]))
+    for a, b in ((a, b) for t in tensors for a, b in zip(first, call.places(t), strict=True)):
+        if a != b and (dense(a) or dense(b)):
+            call.refuse("maps that are joined must lie at the same positions")
+    dim = call.named["dim"] % (len(first) + 1)
+    return (*first[:dim], None, *first[dim:])
 
 
 def _sliced(call: Call) -> Places:
@@ -334,6 +345,8 @@ _RULES: dict[str, Callable[[Call], Places]] = {
         _kept,
     ),
     **dict.fromkeys(("mean", "sum", "amax", "amin", "max", "min", "var", "std", "var_mean", "prod", "any", "all"), _reduced),
+    "linalg_vector_norm": _reduced,
+    **dict.fromkeys(("hardswish", "hardswish_", "_prelu_kernel", "log_sigmoid_forward"), _merged),  # these lack torch's tag
     **dict.fromkeys(("_softmax", "_log_softmax", "cumsum", "sort", "flip", "glu"), _along),
     **dict.fromkeys(("split", "split_with_sizes", "unbind", "chunk"), _split),
     **dict.fromkeys(
@@ -352,17 +365,31 @@ _RULES: dict[str, Callable[[Call], Places]] = {
     **{f"_upsample_{how}": _resampled for how in ("nearest_exact1d", "nearest_exact2d", "bilinear2d_aa", "bicubic2d_aa")},
     **{f"{how}_pad{rank}d": _padded for how in ("reflection", "replication") for rank in (1, 2, 3)},
     "constant_pad_nd": _padded,
+    **dict.fromkeys(tuple(f"{what}_like" for what in ("empty", "zeros", "ones", "full", "rand", "randn")), _kept),
     "permute": _permuted,
     "transpose": _transposed,
     "t": _transposed,
     "unsqueeze": _unsqueezed,
     "expand": _merged,
     "cat": _joined,
+    "stack": _stacked,
+    "channel_shuffle": _kept,
+    "native_channel_shuffle": _kept,
+    "rrelu_with_noise": _kept,
+    "rrelu_with_noise_functional": _kept,
     "slice": _sliced,
     "select": _selected,
     "native_layer_norm": _layer_norm,
     "native_group_norm": _group_norm,
 }  # fmt: skip
+
+
+def _is_pointwise(func: Any) -> bool:
+    """By torch's tag, which ops in place may lack although the op they are named after has it."""
+    name = func._overloadpacket.__name__
+    packet = getattr(torch.ops.aten, name.removesuffix("_"), None) if func.namespace == "aten" and name.endswith("_") else None
+    same = [] if packet is None else [getattr(packet, overload) for overload in packet.overloads()]
+    return torch.Tag.pointwise in func.tags or any(torch.Tag.pointwise in other.tags for other in same)
 
 
 class Recorder(TorchDispatchMode):
@@ -413,7 +440,7 @@ class Recorder(TorchDispatchMode):
         named |= dict(zip((a.name for a in arguments), args, strict=False)) | (kwargs or {})
         name = func._overloadpacket.__name__
         call = Call(f"{func.namespace}::{name}", self.where, self.limit, named, self.places, outputs)
-        rule = _RULES.get(name) or (_merged if torch.Tag.pointwise in func.tags else _other)
+        rule = _RULES.get(name) or (_merged if _is_pointwise(func) else _other)
         places = rule(call)
         self.notes += call.notes
         for output in outputs:
