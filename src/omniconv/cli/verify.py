@@ -20,6 +20,7 @@ from omniconv.cli.output import (
     give_up,
     progress_bar,
 )
+from omniconv.cli.summary import InputOption
 
 _CHECKS: tuple[Column, ...] = (
     Column("check", "check", lambda c: c.check, folds=True),
@@ -63,8 +64,10 @@ def _shown(result: Verification) -> list[Table]:
 
 def command(
     target: Annotated[
-        str, typer.Argument(help="all, a technique, or the text of a problem such as 'transposed2d c4-6 i5 k4 s2 p1'.")
+        str,
+        typer.Argument(help="all, a technique, the text of a problem such as 'transposed2d c4-6 i5 k4 s2 p1', or a network."),
     ] = "all",
+    inputs: InputOption = None,
     form: FormatOption = Format.table,
     output: FileOption = None,
     force: ForceOption = False,
@@ -77,7 +80,7 @@ def command(
         check_file("verify", output, force, TEXT_SUFFIXES)
         with progress_bar() as bar:
             task = bar.add_task("verify", total=1.0)
-            result = verify(target, lambda share, what: bar.update(task, completed=share, description=what))
+            result = verify(target, inputs or (), lambda share, what: bar.update(task, completed=share, description=what))
     except ValueError as error:
         give_up(error)
 

@@ -5,8 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from omniconv.analysis.verify.oracle import counted, gradient_sums, seen, summed
+from omniconv.analysis.cost import Cost, Counts, cost
+from omniconv.analysis.receptive_field import receptive_field
+from omniconv.analysis.verify.counters import Way, ways
+from omniconv.analysis.verify.oracle import counted, gradient_sums, ones_of, reach, roomy, seen, summed
 from omniconv.problem import Problem
 from omniconv.techniques import Stage, Technique
 
@@ -17,6 +21,11 @@ PARAMETERS = "params = numbers in the layer"
 OP = "macs_valid = what the op makes of ones, summed"
 GRADIENT = "macs_valid = the op's gradient of ones, summed"
 FIELD = "receptive field = reach of the float64 gradient"
+GRAPH = "positions that the recorded graph sees = where the float64 gradient is"
+DISPATCHED_DENSE = "macs_dense counted at the dispatcher = sum of ones"
+DISPATCHED_VALID = "macs_valid counted at the dispatcher = sum of ones"
+DISPATCHED_BACKWARD = "macs_valid of the backward pass = twice the sum of ones"
+DISPATCHED_PARAMETERS = "params counted at the dispatcher = numbers in the layer"
 
 
 @dataclass(frozen=True)
@@ -64,6 +73,7 @@ def of_problem(technique: Technique, problem: Problem, *, field: bool = True) ->
     if field:
         expected = technique.cost(problem).receptive_field
         yield check(FIELD, "input", seen(technique, problem, expected), expected)
+        yield from _of_the_graph(technique, roomy(problem, expected))
 
 
 def _numbers(technique: Technique, problem: Problem, bias: bool) -> int:
@@ -84,3 +94,56 @@ def _of_the_op(technique: Technique, problem: Problem, stages: tuple[Stage, ...]
     yield Check(OP, technique.name, text, "output", made, got, made == got)
     for name, total in gradient_sums(technique, problem).items():
         yield Check(GRADIENT, technique.name, text, name, total, got, total == got)
+
+
+def _of_the_graph(technique: Technique, problem: Problem) -> Iterator[Check]:
+    """The field by the graph that runs, holes and all. Learned offsets have none: where a tap looks is in the data."""
+    if moves(technique, problem):
+        return
+    operands = ones_of(technique, problem)
+    names = list(operands)
+
+    def op(*tensors: Tensor) -> Tensor:
+        return technique.call(problem, dict(zip(names, tensors, strict=True)), **technique.linear)
+
+    window = receptive_field(op, *operands.values(), wrt=names.index("input")).window
+    expected, got = reach(technique, problem, window.position), torch.zeros(problem.size, dtype=torch.bool)
+    got[tuple(map(slice, window.start, window.stop))] = torch.from_numpy(window.mask)
+    counts = int(expected.sum()), int(got.sum())
+    yield Check(GRAPH, technique.name, str(problem), f"output {window.position}", *counts, torch.equal(expected, got))
+
+
+def moves(technique: Technique, problem: Problem) -> bool:
+    """Whether offsets say where its taps look."""
+    return any(operand.fill == "offset" for operand in technique.operands(problem).values())
+
+
+def of_counters(technique: Technique, problem: Problem) -> Iterator[Check]:
+    """What is counted at the dispatcher, for every way to run a problem, against ones.
+
+    The backward pass makes a gradient of either factor of every product, which is one product each. A number that is not exact, as
+    its status says, is no agreement; but where offsets move the taps, which of them meet a real input can only be estimated.
+
+    >>> from omniconv.techniques import parse
+    >>> all(check.ok for check in of_counters(*parse("transposed1d c2-3 i5 k4 s2 p1")))
+    True
+    """
+    for way in ways(technique, problem):
+        found = cost(way.call, backward=way.backward, **way.inputs)
+        yield from _of_way(technique, problem, way, found)
+
+
+def _of_way(technique: Technique, problem: Problem, way: Way, found: Cost) -> Iterator[Check]:
+    def check(name: str, expected: int, counts: Cost | Counts, metric: str) -> Check:
+        got, status = getattr(counts, metric), found.status[metric]
+        sure = status == "exact" or (metric == "macs_valid" and status == "estimate" and moves(technique, problem))
+        said = got if sure else f"{got} ({status})"
+        return Check(name, technique.name, str(problem), way.name, expected, said, expected == said)
+
+    dense, valid = (problem.batch * sum(counted(stage, real=real) for stage in way.stages) for real in (False, True))
+    yield check(DISPATCHED_DENSE, dense, found, "macs_dense")
+    yield check(DISPATCHED_VALID, valid, found, "macs_valid")
+    if way.owns:
+        yield check(DISPATCHED_PARAMETERS, _numbers(technique, problem, bias=True), found, "params")
+    if way.backward and found.backward is not None:
+        yield check(DISPATCHED_BACKWARD, 2 * valid, found.backward, "macs_valid")

@@ -102,6 +102,22 @@ def gradient_sums(technique: Technique, problem: Problem) -> dict[str, int]:
     return {name: int(g.sum()) for name, g in zip(factors, found, strict=True)}
 
 
+def roomy(problem: Problem, field: tuple[int, ...]) -> Problem:
+    """The same windows over an input in which no border cuts the field of the outputs in the middle."""
+    size = tuple(2 * f + 3 * s + 4 for f, s in zip(field, problem.stride, strict=True))
+    return problem.replace(size=size, batch=1, dtype="f64", channels_last=False)
+
+
+def reach(technique: Technique, problem: Problem, position: tuple[int, ...]) -> Tensor:
+    """Where the gradient of one output is not zero, over the positions of the input."""
+    operands = {name: x.requires_grad_(name == "input") for name, x in ones_of(technique, problem).items()}
+    with torch.enable_grad():
+        y = technique.call(problem, operands, **technique.linear)
+    at: Any = (0, 0, *position)
+    (support,) = torch.autograd.grad(y[at], operands["input"])
+    return support[0].abs().sum(0) != 0
+
+
 def seen(technique: Technique, problem: Problem, field: tuple[int, ...]) -> tuple[int, ...]:
     """The input positions from the first to the last that a gradient reaches, on every axis, from an output inside a large input.
 
@@ -116,8 +132,7 @@ def seen(technique: Technique, problem: Problem, field: tuple[int, ...]) -> tupl
     >>> seen(*parse("dilated1d c1 i9 k3 d2"), field=(5,))
     (5,)
     """
-    size = tuple(2 * f + 3 * s + 4 for f, s in zip(field, problem.stride, strict=True))
-    wide = problem.replace(size=size, batch=1, dtype="f64", channels_last=False)
+    wide = roomy(problem, field)
     operands = {name: x.requires_grad_(name == "input") for name, x in ones_of(technique, wide).items()}
     with torch.enable_grad():
         y = technique.call(wide, operands, **technique.linear)

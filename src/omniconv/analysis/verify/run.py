@@ -1,13 +1,17 @@
 """``verify``: all checks of a target."""
 
+import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from omniconv.analysis.verify.checks import Check, of_problem
+from omniconv.analysis.targets import Target, load
+from omniconv.analysis.verify.checks import Check, of_counters, of_problem
+from omniconv.analysis.verify.counters import covering
 from omniconv.analysis.verify.grid import problems
+from omniconv.analysis.verify.networks import of_network
 from omniconv.problem import Problem
-from omniconv.techniques import TECHNIQUES, Technique, parse
+from omniconv.techniques import TECHNIQUES, Technique, find
 
 Progress = Callable[[float, str], None]
 
@@ -59,16 +63,21 @@ def summaries(result: Verification, by: str = "check") -> tuple[Summary, ...]:
     )
 
 
-def verify(target: str = "all", progress: Progress | None = None) -> Verification:
+def verify(target: str = "all", input: Sequence[str] = (), progress: Progress | None = None) -> Verification:
     """Compares what the library says of convolutions with what they do; the comparisons are exact.
 
     Formula against ones (:mod:`omniconv.analysis.verify.oracle`), stage by stage: multiply-accumulates of every tap and of those on
     real inputs. With another padding mode than zeros every tap lands on a real input, so that both are the same number. The op
-    itself on ones, forward and backward. Parameters against the numbers in the layer, receptive field against the reach of
-    the float64 gradient.
+    itself on ones, forward and backward. :func:`omniconv.analysis.cost`, at the dispatcher, of the layer (forward and backward), of
+    the function and of torch's own modules, against ones; of a grid, on problems in which every two settings meet. Parameters
+    against the numbers in the layer. Receptive fields, of the formula and of the recorded graph, against the float64 gradient.
+
+    Of a network: every convolution in its cost on its own shapes, and all that it really runs, against ones.
 
     Args:
-        target: "all" (or "grid") for every technique on all it takes, the name of a technique, or the text of a problem.
+        target: "all" (or "grid") for every technique on all it takes, the name of a technique, the text of a problem, or a
+            network, as :mod:`omniconv.analysis.targets` reads it.
+        input: Example inputs of a network.
         progress: Told the share that is done and what is next.
 
     Raises:
@@ -79,8 +88,17 @@ def verify(target: str = "all", progress: Progress | None = None) -> Verificatio
         ()
     """
     start = time.perf_counter()
+    if target in ("all", "grid"):
+        asked = list(_of_all(TECHNIQUES))
+    elif re.fullmatch("[a-z_]*", target):
+        asked = list(_of_all(_named(target)))
+    else:
+        read = load(target, input=input, caller="verify")
+        if read.problem is None:
+            return _network(read, start)
+        asked = [(find(read.problem.technique), read.problem)]
     rows: list[Check] = []
-    asked = _asked(target)
+    dispatched = _covered(asked)
     windows: set[tuple[object, ...]] = set()
     for i, (technique, problem) in enumerate(asked):
         if progress is not None and i % 50 == 0:
@@ -88,19 +106,37 @@ def verify(target: str = "all", progress: Progress | None = None) -> Verificatio
         seen = (technique.name, problem.kernel, problem.stride, problem.dilation)
         rows += of_problem(technique, problem, field=seen not in windows)
         windows.add(seen)
+        if problem in dispatched:
+            rows += of_counters(technique, problem)
     return Verification(target, len(asked), time.perf_counter() - start, tuple(rows))
 
 
-def _asked(target: str) -> list[tuple[Technique, Problem]]:
-    if target in ("all", "grid"):
-        return list(_of_all(TECHNIQUES))
-    named = [technique for technique in TECHNIQUES if technique.name == target]
-    if named:
-        return list(_of_all(tuple(named)))
-    if " " not in target:
+def _named(name: str) -> tuple[Technique, ...]:
+    found = tuple(technique for technique in TECHNIQUES if technique.name == name)
+    if not found:
         names = ", ".join(technique.name for technique in TECHNIQUES)
-        raise ValueError(f"verify: the target must be all, the text of a problem or one of {names}, got {target!r}")
-    return [parse(target)]
+        raise ValueError(f"verify: the target must be all, one of {names}, the text of a problem or a network, got {name!r}")
+    return found
+
+
+def _network(read: Target, start: float) -> Verification:
+    if read.module is None:
+        raise ValueError(f"verify: the target must be something that runs in torch, got '{read.text}'")
+    inputs, named = read.example_inputs()
+    try:
+        rows = tuple(of_network(read.text, read.module, inputs, named))
+    except Exception as error:
+        what = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        raise ValueError(f"verify: the network must run on its inputs, got {what}") from error
+    return Verification(read.text, len({row.problem for row in rows}), time.perf_counter() - start, rows)
+
+
+def _covered(asked: list[tuple[Technique, Problem]]) -> set[Problem]:
+    """Those whose every way to run is counted at the dispatcher, which takes a hundred times longer than a formula."""
+    grids: dict[str, list[Problem]] = {}
+    for technique, problem in asked:
+        grids.setdefault(technique.name, []).append(problem)
+    return {problem for grid in grids.values() for problem in covering(grid)}
 
 
 def _of_all(techniques: tuple[Technique, ...]) -> Iterator[tuple[Technique, Problem]]:
