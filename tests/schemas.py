@@ -25,6 +25,7 @@ from omniconv.analysis.summary import Summary
 from omniconv.analysis.tables import SCHEMA_VERSION
 from omniconv.analysis.verify import Verification
 from omniconv.analysis.what_if import WhatIf
+from omniconv.bench.checkup import Checkup
 from omniconv.bench.compare import Comparison
 from omniconv.bench.network import NetworkBenchmark
 from omniconv.bench.results import Benchmark
@@ -40,6 +41,7 @@ RESULTS: dict[str, type] = {
     "diff": Diff,
     "dilate": DilatedTarget,
     "doctor": Examination,
+    "doctor-network": Checkup,
     "info": Description,
     "list": Catalogue,
     "receptive-field": FieldReport,

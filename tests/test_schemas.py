@@ -27,7 +27,7 @@ CALLS = {
     "summary": "summary 'torch.nn:Conv2d(in_channels=3, out_channels=8, kernel_size=3)' --input 1x3x8x8 --backward",
     "verify": "verify 'transposed2d c4-6 i5 k4 s2 p1'",
 }
-MEASURED_ELSEWHERE = {"bench", "bench-network", "roofline"}  # its runs take seconds a layer
+MEASURED_ELSEWHERE = {"bench", "bench-network", "doctor-network", "roofline"}  # its runs take seconds a layer
 
 
 def run(*arguments):

@@ -3,6 +3,7 @@
 import gc
 import math
 from dataclasses import replace
+from itertools import count
 from random import Random
 
 import pytest
@@ -216,6 +217,33 @@ def test_each_of_two_comes_first_as_often():
     alternate({n: clock.call(n, 1.0) for n in "ab"}, rounds=(8, 8), budget=1000.0, sample=0.5, clock=clock)
     rounds = ["".join(clock.log[4 + 2 * i : 6 + 2 * i]) for i in range(8)]
     assert rounds == ["ab", "ba", "ba", "ab"] * 2
+
+
+@pytest.mark.usefixtures("_uncollected")
+def test_no_rhythm_of_the_machine_makes_a_win_of_equals():
+    """Others run in slices of time: in a fixed order, as AB BA BA AB, the same one could fall into the slow ones in every round."""
+    alarms = 0
+    for phase in range(8):
+        clock, calls = Clock(), count(phase)
+
+        def call(clock=clock, calls=calls):
+            clock.now += (1.0, 3.0, 3.0, 1.0, 3.0, 1.0, 1.0, 3.0)[next(calls) % 8]
+
+        made = contest({"a": call, "b": lambda call=call: call()}, budget=1e-9, sample=0.0, clock=clock)
+        alarms += made.versus["b"].verdict != "within noise"
+    assert alarms == 0
+
+
+def test_contests_draw_lots_and_call_all_as_often():
+    clock = Clock()
+    calls = {name: clock.call(name, seconds) for name, seconds in {"a": 0.001, "b": 0.002, "c": 0.003}.items()}
+    made = contest(calls, budget=1e-9, sample=0.01, clock=clock)
+    assert len({timing.repeats for timing in made.timings.values()}) == 1
+    repeats = made.timings["a"].repeats
+    rounds = clock.log[-9 * 3 * repeats :][::repeats]
+    orders = {"".join(rounds[i : i + 3]) for i in range(0, len(rounds), 3)}
+    assert len(orders) > 3
+    assert all(sorted(order) == ["a", "b", "c"] for order in orders)
 
 
 def test_an_interrupted_contest_keeps_its_rounds():

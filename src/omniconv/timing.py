@@ -15,11 +15,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import torch
 
 Call = Callable[[], object]
+Order = Callable[[Sequence[str], int], Sequence[str]]  # who is timed after whom in a round
 
 CPU_FACTS = Path("/proc/cpuinfo")
 CPU_FREQUENCY = Path("/sys/devices/system/cpu/cpu0/cpufreq")
@@ -80,8 +82,8 @@ class Versus:
     where the interval lies beyond 1 by 3 %, which is what the place of a buffer in memory can make of one and the same
     call, else "within noise".
 
-    Where nothing differs, all the verdicts of a run together are "within noise" with probability 99 %, so long as rounds are
-    independent of each other; that of two in a round the other comes first each time makes up for drift.
+    Where nothing differs, all the verdicts of a run together are "within noise" with probability 99 %: the order in a round is
+    drawn by lot, so that of two equals either is as likely the slower, round by round anew, whatever else the machine does.
     """
 
     ratio: float
@@ -178,7 +180,7 @@ def alternate(
     >>> sorted(alternate({"sum": lambda: sum(range(10)), "max": lambda: max(range(10))}, budget=0.01))
     ['max', 'sum']
     """
-    taken, repeats, stopped = _sampled(candidates, budget, rounds, sample, progress, clock)
+    taken, repeats, stopped = _sampled(candidates, budget, rounds, sample, progress, clock, _mirrored)
     timings = {name: _timing(list(samples.values()), repeats[name]) for name, samples in taken.items() if samples}
     if stopped:
         raise Interrupted(timings)
@@ -212,7 +214,8 @@ def contest(
     """
     count = max(comparisons or len(candidates) - 1, 1)
     fewest = fewest_rounds(count)
-    taken, repeats, stopped = _sampled(candidates, budget, (fewest, max(fewest, MOST_ROUNDS)), sample, progress, clock)
+    rounds = fewest, max(fewest, MOST_ROUNDS)
+    taken, repeats, stopped = _sampled(candidates, budget, rounds, sample, progress, clock, _drawn(), alike=True)
     timings = {name: _timing(list(samples.values()), repeats[name]) for name, samples in taken.items() if samples}
     versus = {}
     first, *others = taken
@@ -232,8 +235,10 @@ def _sampled(
     sample: float,
     progress: Callable[[float], None] | None,
     clock: Callable[[], float],
+    order: Order,
+    alike: bool = False,
 ) -> tuple[dict[str, dict[int, float]], dict[str, int], bool]:
-    """Seconds of one call by name and round, the calls that make a sample, and whether Ctrl-C ended it."""
+    """Seconds of one call by name and round, the calls of a sample, as many for all if ``alike``, and whether Ctrl-C came."""
     taken: dict[str, dict[int, float]] = {name: {} for name in candidates}
     repeats: dict[str, int] = {}
     was_collecting, stopped = gc.isenabled(), False
@@ -241,15 +246,30 @@ def _sampled(
         for name, call in candidates.items():
             call()  # the first call builds plans and fills caches
             repeats[name] = _repeats(call, sample, clock)
+        if alike:
+            repeats = dict.fromkeys(repeats, max(repeats.values(), default=1))
         gc.collect()
         gc.disable()
-        _run(candidates, taken, repeats, budget, rounds, progress or (lambda share: None), clock)
+        _run(candidates, taken, repeats, budget, rounds, progress or (lambda share: None), clock, order)
     except KeyboardInterrupt:
         stopped = True
     finally:
         if was_collecting:
             gc.enable()
     return taken, repeats, stopped
+
+
+def _mirrored(names: Sequence[str], turn: int) -> Sequence[str]:
+    """Every order is followed by its mirror, so that drift cancels; then another one: what a neighbour leaves averages out."""
+    first = turn // 2 % max(len(names), 1)
+    order = [*names[first:], *names[:first]]
+    return order[::-1] if turn % 2 else order
+
+
+def _drawn() -> Order:
+    """Every order by lot, the same every time."""
+    lots = Random(0)
+    return lambda names, turn: lots.sample(names, len(names))
 
 
 def _run(
@@ -260,6 +280,7 @@ def _run(
     rounds: tuple[int, int],
     progress: Callable[[float], None],
     clock: Callable[[], float],
+    order: Order,
 ) -> None:
     names, (fewest, most) = list(candidates), rounds
     share = budget / max(len(names), 1)
@@ -268,11 +289,7 @@ def _run(
         spent = clock() - began
         if turn >= fewest and spent >= budget:
             break
-        # every order is followed by its mirror, so that drift cancels; then another one, so that what a neighbour leaves in the
-        # caches averages out
-        first = turn // 2 % max(len(names), 1)
-        order = names[first:] + names[:first]
-        for name in reversed(order) if turn % 2 else order:
+        for name in order(names, turn):
             if turn >= fewest and sum(taken[name].values()) * repeats[name] > share:
                 continue
             taken[name][turn] = _seconds(candidates[name], repeats[name], clock) / repeats[name]

@@ -1,11 +1,30 @@
 """``omniconv doctor``."""
 
+from pathlib import Path
+from typing import Annotated
+
+import typer
 from rich.console import Console
 from rich.text import Text
 
 from omniconv.analysis.doctor import Examination, examine
 from omniconv.analysis.tables import Column, Table
-from omniconv.cli.output import TEXT_SUFFIXES, FileOption, ForceOption, Format, FormatOption, check_file, deliver, draw, give_up
+from omniconv.bench.checkup import checkup
+from omniconv.bench.checkup_tables import checkup_remarks, checkup_tables
+from omniconv.cli.output import (
+    TEXT_SUFFIXES,
+    FileOption,
+    ForceOption,
+    Format,
+    FormatOption,
+    check_file,
+    deliver,
+    draw,
+    give_up,
+    progress_bar,
+    warn_of_load,
+)
+from omniconv.timing import Interrupted
 
 _PACKAGES: tuple[Column, ...] = (
     Column("package", "package", lambda p: p.name, style=lambda p: "bold"),
@@ -55,10 +74,33 @@ def _tables(found: Examination) -> list[Table]:
     ]
 
 
-def doctor(form: FormatOption = Format.table, output: FileOption = None, force: ForceOption = False) -> None:
-    """Versions, the machine, and which path the ops take and why."""
+def doctor(
+    network: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[NETWORK]",
+            help="Look at a network instead: pkg.module:factory, timm:NAME, torchvision:NAME, a .pt2, or a problem's text.",
+            show_default=False,
+        ),
+    ] = None,
+    input: Annotated[
+        list[str] | None, typer.Option("--input", help="Its example input, as 1x3x224x224; several in turn.", show_default=False)
+    ] = None,
+    measure: Annotated[bool, typer.Option("--measure", help="Time its layers in torch and in omniconv.")] = False,
+    threads: Annotated[int, typer.Option(help="Threads of torch for that.")] = 1,
+    budget: Annotated[float, typer.Option(metavar="SECONDS", help="Time for one kind of layers.")] = 0.2,
+    form: FormatOption = Format.table,
+    output: FileOption = None,
+    force: ForceOption = False,
+) -> None:
+    """Versions, the machine, and which path the ops take and why; of a network, which layers are slow and what omniconv gains."""
     try:
         check_file("doctor", output, force, TEXT_SUFFIXES)
+        if network is not None:
+            _network(network, input, measure, threads, budget, form, output)
+            return
+        if input or measure:
+            raise ValueError(f"doctor: {'--input' if input else '--measure'} must come with a network, got none")
     except ValueError as error:
         give_up(error)
     found = examine()
@@ -70,3 +112,32 @@ def doctor(form: FormatOption = Format.table, output: FileOption = None, force: 
             console.print(Text())
 
     deliver("doctor", found, tables, form, output, show=show)
+
+
+def _network(
+    network: str, input: list[str] | None, measure: bool, threads: int, budget: float, form: Format, output: Path | None
+) -> None:
+    try:
+        with progress_bar() as bar:
+            task = bar.add_task("doctor", total=1.0)
+            result = checkup(
+                network, input=tuple(input or ()), measure=measure, threads=threads, budget=budget,
+                progress=lambda share, what: bar.update(task, completed=share, description=what),
+            )  # fmt: skip
+    except Interrupted as stopped:
+        result = stopped.done
+    if measure:
+        warn_of_load(result.machine)
+    *remarks, last = checkup_remarks(result)
+
+    def show(console: Console) -> None:
+        for table in checkup_tables(result):
+            draw(table, console)
+        console.print()
+        for line in remarks:
+            console.print(Text(line, style="dim"))
+        console.print(Text(last, style="bold"))
+
+    deliver("doctor-network", result, checkup_tables(result), form, output, show=show, remarks=(*remarks, last))
+    if result.interrupted:
+        raise typer.Exit(130)
