@@ -73,7 +73,7 @@ def of_problem(technique: Technique, problem: Problem, *, field: bool = True) ->
     if field:
         expected = technique.cost(problem).receptive_field
         yield check(FIELD, "input", seen(technique, problem, expected), expected)
-        yield from _of_the_graph(technique, roomy(problem, expected))
+        yield from _of_the_graph(technique, problem, expected)
 
 
 def _numbers(technique: Technique, problem: Problem, bias: bool) -> int:
@@ -96,21 +96,24 @@ def _of_the_op(technique: Technique, problem: Problem, stages: tuple[Stage, ...]
         yield Check(GRADIENT, technique.name, text, name, total, got, total == got)
 
 
-def _of_the_graph(technique: Technique, problem: Problem) -> Iterator[Check]:
+def _of_the_graph(technique: Technique, problem: Problem, field: tuple[int, ...]) -> Iterator[Check]:
     """The field by the graph that runs, holes and all. Learned offsets have none: where a tap looks is in the data."""
     if moves(technique, problem):
         return
-    operands = ones_of(technique, problem)
+    wide = roomy(problem, field)
+    operands = ones_of(technique, wide)
     names = list(operands)
 
     def op(*tensors: Tensor) -> Tensor:
-        return technique.call(problem, dict(zip(names, tensors, strict=True)), **technique.linear)
+        return technique.call(wide, dict(zip(names, tensors, strict=True)), **technique.linear)
 
     window = receptive_field(op, *operands.values(), wrt=names.index("input")).window
-    expected, got = reach(technique, problem, window.position), torch.zeros(problem.size, dtype=torch.bool)
+    expected, got = reach(technique, wide, window.position), torch.zeros(wide.size, dtype=torch.bool)
     got[tuple(map(slice, window.start, window.stop))] = torch.from_numpy(window.mask)
     counts = int(expected.sum()), int(got.sum())
-    yield Check(GRAPH, technique.name, str(problem), f"output {window.position}", *counts, torch.equal(expected, got))
+    yield Check(
+        GRAPH, technique.name, str(problem), f"output {window.position} over {wide.size}", *counts, torch.equal(expected, got)
+    )
 
 
 def moves(technique: Technique, problem: Problem) -> bool:
