@@ -48,7 +48,7 @@ class Net(nn.Module):
 class Stops(Net):
     def forward(self, x):
         x = self.stem(x)
-        raise RuntimeError("no way\nfurther")
+        raise RuntimeError("no way\nsecond line")
 
 
 class Unknown(nn.Module):
@@ -109,6 +109,7 @@ def test_sums_of_a_network_counted_by_hand():
     assert root.params == sum(p.numel() for p in Net().parameters())
     assert [lines[name].output for name in ("stem", "blocks.0", "", "head")] == [(1, 8, 4, 4), (1, 8, 4, 4), (1, 4), (1, 4)]
     assert (lines["blocks.0:add"].ops, lines["blocks.0:add"].flops, lines["blocks.0:add"].leaf) == (1, 128, True)
+    assert [lines[name].calls for name in ("", "blocks", "stem", "blocks.0:add")] == [1, 1, 1, 1]
     assert "blocks.0.idle" not in lines, "what does nothing has no line"
 
 
@@ -138,13 +139,16 @@ def test_what_does_not_run_keeps_its_parameters(here):
     assert made.params == sum(p.numel() for p in Net().parameters())
     assert made.status["macs_dense"] in ("unknown", "lower_bound")
     assert by_name(made)["blocks"].params == 288
-    assert any("in the root (Stops) RuntimeError: no way" in note for note in made.notes)
+    assert any("(Stops)" in note and "RuntimeError: no way" in note for note in made.notes)
+    lines = by_name(made)
+    assert (lines["stem"].macs_dense, lines["stem"].status["macs_dense"]) == (3456, "exact"), "what ran is counted"
+    assert lines[""].status["macs_dense"] == "lower_bound"
     (note,) = summary(Net(), torch.zeros(1, 5, 8, 8)).notes
     assert "in stem (Conv2d) RuntimeError: " in note
     result = run("sketch:Stops", "--input", "1x3x8x8")
     assert result.exit_code == 0
     assert "RuntimeError: no way" in result.stdout.replace("\n", " ")
-    assert "further" not in result.stdout
+    assert "second line" not in result.stdout
     assert "Traceback" not in result.output
 
 
@@ -265,3 +269,16 @@ def test_totals_of_a_known_network():
     assert (made.params, made.macs_dense) == (5_288_548, 385_814_752)
     assert totals(made)[0].startswith("total: 5,288,548 parameters · 386M MACs")
     assert by_name(made)["blocks.1.0.conv_dw"].technique == "depthwise"
+
+
+def test_a_module_that_runs_twice_counts_twice_but_its_parameters_once():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1, bias=False)
+
+        def forward(self, x):
+            return self.conv(self.conv(x))
+
+    line = by_name(summary(Twice(), X))["conv"]
+    assert (line.calls, line.ops, line.params, line.macs_dense) == (2, 2, 9, 2 * 64 * 9)

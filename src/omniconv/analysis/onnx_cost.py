@@ -361,5 +361,5 @@ def _modules(rows: Sequence[Row]) -> list[ModuleCost]:
     made = []
     for path, kind in types.items():
         params, forward = sums.get(path, (0, Counts()))
-        made.append(ModuleCost(path, kind, path.count(".") + 1 if path else 0, params, **vars(forward)))
+        made.append(ModuleCost(path, kind, path.count(".") + 1 if path else 0, params, **vars(forward), calls=1))
     return made

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -20,7 +20,8 @@ class Line:
     """A module with everything below it, or what the ops of one kind come to that a module with parts of its own calls itself.
 
     ``name`` is the module's path; of ops ``path:op``. A ``leaf`` has no lines below it. ``technique`` and ``problem`` are those of
-    its one convolution; ``output`` is the shape of its last result; ``ops`` the calls of ops it makes; ``status`` is as in a Row.
+    its one convolution; ``output`` is the shape of its last result; ``calls`` how often it ran and ``ops`` the calls of ops it
+    made; ``status`` is as in a Row.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Line:
     technique: str | None
     problem: Problem | None
     output: tuple[int, ...] | None
+    calls: int
     ops: int
     params: int
     macs_dense: int
@@ -179,6 +181,7 @@ class _Sum:
             technique=convolutions[0].technique if len(named) == 1 else None,
             problem=convolutions[0].problem if len(convolutions) == 1 else None,
             output=ran[-1].outputs[0] if ran and ran[-1].outputs else None,
+            calls=sum(row.calls for row in own),
             ops=sum(row.calls for row in self.rows),
             params=sum(row.params for row in self.rows),
             **{metric: getattr(forward, metric) for metric in PASS},
@@ -197,6 +200,7 @@ class _Tree:
 
     def __init__(self, found: Cost) -> None:
         self.backward = found.backward is not None
+        self.status = found.status
         self.modules = {m.name: m for m in found.modules}
         self.own: dict[str, list[Row]] = {m.name: [] for m in found.modules}
         self.sums: dict[str, _Sum] = {m.name: _Sum() for m in found.modules}
@@ -217,7 +221,10 @@ class _Tree:
         for row in own:
             ops.setdefault(row.op.rpartition("::")[2], []).append(row)
         apart = bool(children) or (name == "" and len(ops) > 1)
-        yield self.sums[name].line(name, module.type, module.depth, not apart, own, self.backward)
+        made = self.sums[name].line(name, module.type, module.depth, not apart, own, self.backward)
+        output = module.outputs[0] if module.outputs else made.output
+        status = made.status if name else {metric: self.status[metric] for metric in METRICS}
+        yield replace(made, output=output, calls=module.calls, status=status)
         for child in children:
             yield from self.lines(child)
         for op, rows in ops.items() if apart else ():

@@ -118,7 +118,7 @@ def _columns(metric: str, backward: bool, tree: bool) -> tuple[Column, ...]:
         ),
         Column("share", f"share of\n{WORDS[metric]}", lambda row: row.share, _share, right=True, bar=lambda row: row.bar),
     )
-    more = ("type", "technique", "problem", "depth", "leaf", "ops", "flops", "bytes_impl")
+    more = ("type", "technique", "problem", "depth", "leaf", "calls", "ops", "flops", "bytes_impl")
     hidden = [_hidden(name, attrgetter(name)) for name in more]
     return (*visible, *hidden, *map(_status, ("macs_dense", "macs_valid", "flops", "bytes_min")))
 
