@@ -194,7 +194,7 @@ def shortened(names: Sequence[str], length: int = 40) -> str:
     """The names of layers that are alike in so many characters: the first and how many more.
 
     >>> shortened(("features.1.conv", "features.2.conv"), 30), shortened(("a_very_long_name_of_a_layer",), 12)
-    ('features.1.conv +1', '…of_a_layer')
+    ('features.1.conv +1', '…_of_a_layer')
     """
     more = f" +{len(names) - 1}" if len(names) > 1 else ""
     first, room = names[0] or "(whole)", length - len(more)

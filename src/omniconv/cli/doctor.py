@@ -1,13 +1,13 @@
 """``omniconv doctor``."""
 
-from pathlib import Path
+from pathlib import Path as FilePath
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
-from omniconv.analysis.doctor import Examination, examine
+from omniconv.analysis.doctor import Examination, Path, Refusal, examine
 from omniconv.analysis.tables import Column, Table
 from omniconv.bench.checkup import checkup
 from omniconv.bench.checkup_tables import checkup_remarks, checkup_tables
@@ -51,6 +51,35 @@ _REFUSALS: tuple[Column, ...] = (
 def _names(ops: tuple[str, ...]) -> str:
     """conv1d, 2d, 3d."""
     return ", ".join([ops[0], *(op[-2:] for op in ops[1:])])
+
+
+_PATHS_TOGETHER: tuple[Column, ...] = (
+    Column("techniques", "techniques", lambda g: ", ".join(p.technique for p in g), style=lambda g: "bold", folds=True),
+    Column("path", "path", lambda g: g[0].path),
+    Column("description", "what it does", lambda g: g[0].description, folds=True),
+    Column("reason", "why", lambda g: g[0].reason, folds=True),
+)
+_REFUSALS_TOGETHER: tuple[Column, ...] = (
+    Column("reason", "a call takes the composite path where", lambda g: g[0].reason, folds=True),
+    Column("engines", "of", lambda g: ", ".join(r.engine for r in g), folds=True),
+)
+
+
+def _together(found: Examination) -> list[Table]:
+    """For people: techniques that take the same path, and engines that step aside for the same reason, in one line."""
+    paths: dict[tuple[str, ...], list[Path]] = {}
+    for path in found.paths:
+        paths.setdefault((path.path, path.description, path.reason), []).append(path)
+    reasons: dict[str, list[Refusal]] = {}
+    for refusal in found.refusals:
+        reasons.setdefault(refusal.reason, []).append(refusal)
+    versions, machine, *_ = _tables(found)
+    return [
+        versions,
+        machine,
+        Table("Which path the ops take", _PATHS_TOGETHER, list(paths.values())),
+        Table("When native kernels step aside", _REFUSALS_TOGETHER, list(reasons.values())),
+    ]
 
 
 def _tables(found: Examination) -> list[Table]:
@@ -107,7 +136,7 @@ def doctor(
     tables = _tables(found)
 
     def show(console: Console) -> None:
-        for table in tables:
+        for table in _together(found):
             draw(table, console)
             console.print(Text())
 
@@ -115,7 +144,7 @@ def doctor(
 
 
 def _network(
-    network: str, input: list[str] | None, measure: bool, threads: int, budget: float, form: Format, output: Path | None
+    network: str, input: list[str] | None, measure: bool, threads: int, budget: float, form: Format, output: FilePath | None
 ) -> None:
     try:
         with progress_bar() as bar:

@@ -2,16 +2,19 @@
 
 from enum import Enum
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
+from omniconv.analysis.cost import cost
+from omniconv.analysis.plots.cost_bars import cost_bars
+from omniconv.analysis.plots.style import SUFFIXES, check_extra
 from omniconv.analysis.summary import Summary, summary
 from omniconv.analysis.summary_tables import METRICS, costliest_table, headline, totals, tree_table
 from omniconv.analysis.tables import Table
-from omniconv.analysis.targets import load
+from omniconv.analysis.targets import Target, load
 from omniconv.cli.output import (
     TEXT_SUFFIXES,
     FileOption,
@@ -22,6 +25,7 @@ from omniconv.cli.output import (
     deliver,
     draw,
     give_up,
+    plot_writers,
 )
 
 Metric = Enum("Metric", {name: name for name in METRICS}, type=str)  # type: ignore[misc]
@@ -59,15 +63,24 @@ def command(
     output: FileOption = None,
     force: ForceOption = False,
 ) -> None:
-    """What a network costs, module by module: parameters, MACs, bytes, and what is not known. Nothing of it is run."""
+    """What a network costs, module by module: parameters, MACs, bytes, and what is not known. Nothing of it is run.
+
+    FILE may end in .png or .svg too: bars of the layers' MACs, parameters and bytes.
+    """
     try:
-        check_file("summary", output, force, TEXT_SUFFIXES)
+        check_file("summary", output, force, (*TEXT_SUFFIXES, *SUFFIXES))
+        pictured = output is not None and output.suffix.lower() in SUFFIXES
+        if pictured:
+            check_extra("summary")
         for name, value in (("depth", depth), ("top", top)):
             if value is not None and value < 1:
                 raise ValueError(f"summary: --{name} must be at least 1, got {value}")
         if sort is not None and sort.value == "backward" and not backward:
             raise ValueError("summary: --sort backward must come with --backward, got none")
-        result = summary(load(target, input=inputs or (), caller="summary"), backward=backward)
+        found = load(target, input=inputs or (), caller="summary")
+        if pictured and found.onnx is not None:
+            raise ValueError(f"summary: a picture must be of what runs in torch, got '{target}'")
+        result = summary(found, backward=backward)
     except ValueError as error:
         give_up(error)
     metric = None if sort is None else METRICS[sort.value]
@@ -75,7 +88,14 @@ def command(
     deliver(
         "summary", result, [_table(result, metric, depth, top, whole)], form, output,
         show=partial(_show, result, _table(result, metric, depth, top, False)), remarks=(headline(result), *totals(result)),
+        writers=plot_writers(partial(_picture, found)),
     )  # fmt: skip
+
+
+def _picture(target: Target) -> Any:
+    args, named = target.example_inputs()
+    kwargs: dict[str, Any] = dict(named)
+    return cost_bars(cost(target.network(), *args, **kwargs))
 
 
 def _table(result: Summary, metric: str | None, depth: int | None, top: int | None, whole: bool) -> Table:
