@@ -11,6 +11,7 @@ from small_network import Net, X, same, state
 from torch import nn
 from typer.testing import CliRunner
 
+from omniconv.analysis import layers
 from omniconv.analysis import roofline as room
 from omniconv.analysis.layers import captured, copied, is_leaf, leaves, ready, shortened
 from omniconv.analysis.peaks import Roofs
@@ -77,8 +78,18 @@ def test_copies_take_the_format_and_leave_the_layer():
             raise RuntimeError("no")
 
     (kind,) = captured(Stubborn(4, 8, 3), [X])
-    assert kind.flops == 0
     assert ready(kind, True)().shape == (1, 8, 4, 4)
+
+
+def test_a_layer_that_cannot_be_counted_can_be_timed(monkeypatch):
+    def uncounted(*_, **__):
+        raise RuntimeError("data-dependent")
+
+    monkeypatch.setattr(layers, "cost", uncounted)
+    (kind,) = captured(nn.Conv2d(4, 8, 3), [X])
+    assert (kind.cost, kind.flops, kind.problem, kind.technique) == (None, 0, None, None)
+    with torch.no_grad():
+        assert ready(kind, False)().shape == (1, 8, 4, 4)
 
 
 # points
