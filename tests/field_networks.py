@@ -282,6 +282,46 @@ class Written(nn.Module):
         return self.out(y)
 
 
+class Overwritten(nn.Module):
+    """Every second column of a wide result is replaced by a narrow one."""
+
+    def __init__(self):
+        super().__init__()
+        self.wide, self.narrow = nn.Conv2d(1, 1, 7, padding=3), nn.Conv2d(1, 1, 3, padding=1)
+
+    def forward(self, x):
+        y = self.wide(x)
+        y[..., ::2] = self.narrow(x)[..., ::2]
+        return y
+
+
+class Apart(nn.Module):
+    """Wide and narrow results, shuffled, each through its own group; only the narrow ones come out."""
+
+    def __init__(self, shuffle):
+        super().__init__()
+        self.wide, self.narrow, self.shuffle = nn.Conv2d(1, 2, 9, padding=4), nn.Conv2d(1, 2, 3, padding=1), shuffle
+        self.grouped = nn.Conv2d(4, 4, 3, padding=1, groups=4 if shuffle else 2)
+
+    def forward(self, x):
+        y = torch.cat([self.wide(x), self.narrow(x)], 1)
+        if not self.shuffle:
+            return self.grouped(y)[:, 2:]
+        n, c, h, w = y.shape
+        return self.grouped(y.view(n, 2, 2, h, w).transpose(1, 2).reshape(n, c, h, w))[:, 1::2]
+
+
+class Swapped(nn.Module):
+    """Rows and columns change places between two convolutions."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Conv2d(1, 1, (1, 5), padding=(0, 2)), nn.Conv2d(1, 1, (1, 3), padding=(0, 1))
+
+    def forward(self, x):
+        return self.two(self.one(x).transpose(2, 3))
+
+
 class Unfolded(nn.Module):
     """A convolution by im2col, and its transpose."""
 
@@ -463,6 +503,11 @@ TORCH = {
     "tokens": (Tokens, (1, 1, 20, 20)),
     "merged": (Merged, (1, 1, 20, 20)),
     "written in place": (Written, (1, 1, 12, 12)),
+    "overwritten": (Overwritten, (1, 1, 14, 14)),
+    "one group alone": (lambda: Apart(shuffle=False), (1, 1, 15, 15)),
+    "one group alone, shuffled": (lambda: Apart(shuffle=True), (1, 1, 15, 15)),
+    "axes swapped": (Swapped, (1, 1, 13, 11)),
+    "bilinear, corners": (lambda: nn.Upsample(size=(9, 13), mode="bilinear", align_corners=True), (1, 1, 5, 7)),
     "unfolded": (Unfolded, (1, 1, 17, 17)),
     "generated weights": (Generated, (1, 2, 9, 9)),
     "reflected": (lambda: Modes("reflect"), (1, 1, 9, 9)),

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from omniconv.analysis.receptive_field import effective_receptive_field
+from omniconv.analysis.receptive_field.effective import _jackknife
 
 
 def boxes(depth, kernel=3, rank=2):
@@ -75,6 +76,12 @@ def test_more_inputs_make_a_smaller_error():
     single = effective_receptive_field(network, x, samples=1)
     assert single.sigma_error == (None, None)
     assert single.areas[0].error is None
+
+
+def test_the_jackknife_of_a_mean_is_its_standard_error():
+    values = np.random.default_rng(0).normal(size=12)
+    without = [(values.sum() - v) / 11 for v in values]
+    assert _jackknife(without) == pytest.approx(values.std(ddof=1) / math.sqrt(12))
 
 
 class Breaks(nn.Module):

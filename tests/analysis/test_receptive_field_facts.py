@@ -54,7 +54,7 @@ PUBLISHED = {
 }
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if "101" in n else ()) for n in PUBLISHED])
 def test_published_fields_are_reproduced(name):
     build, size, stride = PUBLISHED[name]
     field = receptive_field(build().eval(), torch.empty(1, 3, 224, 224))
@@ -366,6 +366,27 @@ def test_counts_move_through_reshapes_as_numbers_do():
         lead = tuple(generator.integers(0, n) for n in old)
         one = Seen.at(old, [int(p) if generator.random() < 0.5 else None for p in lead])
         assert np.array_equal(one.reshaped(new).dense().reshape(-1), one.dense().reshape(-1)), (old, new)
+
+
+def test_counts_of_very_different_size_add_up():
+    def counts(*values):
+        return Seen.of((2,), (0,), (False,), np.array(values))
+
+    large, one = counts(2.0**700, 0.0), counts(0.0, 1.0)
+    assert large.exponent > 0
+    for total in (large.plus(one), one.plus(large)):
+        assert (total.dense() > 0).all()
+        assert total.dense()[0] * 2.0**total.exponent == 2.0**700
+    assert large.plus(large).dense()[0] * 2.0 ** large.plus(large).exponent == 2.0**701
+    larger = counts(2.0**700, 1e-300)
+    assert (larger.dense() > 0).all()
+
+
+def test_swapped_axes_have_no_jump():
+    build, shape = NETWORKS["axes swapped"]
+    field = receptive_field(build(), torch.empty(shape))
+    assert (field.size, field.jump, field.offset) == ((3, 5), (None, None), (None, None))
+    assert "depends on the position" in field.notes[0]
 
 
 def test_counts_too_large_for_memory_are_refused():

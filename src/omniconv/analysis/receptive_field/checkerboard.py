@@ -74,10 +74,10 @@ def overlap(
 
 def _line(size: int, kernel: int, windows: Spread, axis: int) -> NDArray[np.int64]:
     """Taps on the outputs of one axis: those that the adjoint grid convolution reads from there."""
-    (before, after), step, dilation = windows.crops[axis], windows.stride[axis], windows.dilation[axis]
+    crops, step, dilation = windows.crops[axis], windows.stride[axis], windows.dilation[axis]
     outputs = windows.output_size((size,) * len(windows.stride), (kernel,) * len(windows.stride))[axis]
     counts = np.zeros(outputs, np.int64)
-    for reads in taps(outputs, kernel, step, (before, max(after - windows.output_padding[axis], 0)), dilation)[:size]:
+    for reads in taps(outputs, kernel, step, crops, dilation)[:size]:
         for place in reads:
             if place is not None:
                 counts[place] += 1

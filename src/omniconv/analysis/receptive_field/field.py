@@ -138,11 +138,13 @@ class Question:
         self.traced, self.notes, self.name = traced, list(traced.notes), name
         self.axes, self.input, self.target = traced.axes, traced.base.inputs[traced.wrt], target
         same = len(self.target.shape) == len(self.input.shape)
-        self.places = tuple(traced.grown(self.target)) if traced.larger is not None else self.axes if same else ()
-        self.paired = traced.larger is not None and len(self.places) == len(self.axes)
+        grown = tuple(traced.grown(self.target))
+        self.places = grown or (self.axes if same else ())
+        self.paired = len(grown) == len(self.axes)
         self.fixed, self.local = position is not None, local
         self.position = self._middle() if position is None else self._checked(position)
         self.unknown: list[tuple[Node, str]] = []
+        self.uniform = True  # whether all outputs of a phase see the same, moved by the jump
 
     def _middle(self) -> tuple[int, ...]:
         sizes = [self.target.shape[a] for a in self.places]
@@ -295,9 +297,10 @@ class Question:
                 middle[i] = n // 2 - (n // 2 - self.position[i]) % periods[i]
             return middle, self._cut(self._walk(graph, middle)[0], local)
         sizes = [target.shape[a] for a in self.places]
-        tries = [middle] if self.fixed else [[(n + isqrt(n)) // 2 for n in sizes]]
-        tries += [[n * k // _TRIES + n // 99 for n in sizes] for k in range(1, _TRIES)]  # of merged axes, anywhere
-        for middle in tries[: 1 if self.fixed or not sizes else None]:
+        tries = [middle] if self.fixed or not self.traced.grown(self.target) else [[(n + isqrt(n)) // 2 for n in sizes]]
+        if len(tries[0]) and not self.fixed:  # of merged axes, anywhere
+            tries += [[n * k // _TRIES + n // 99 for n in sizes] for k in range(1, _TRIES)]
+        for middle in tries:
             cut = self._cut(self._walk(graph, middle)[0], local)
             if not cut:
                 break
@@ -332,13 +335,17 @@ class Question:
         periods: Sequence[int],
         local: Sequence[int],
     ) -> None:
-        """Says so where the field of an output a period on is another."""
-        steps = [p if i in local else 0 for i, p in enumerate(periods)]
-        _, next_box = self._walk(graph, [b + s for b, s in zip(best, steps, strict=True)])
-        moved = [None if j is None else j * s for j, s in zip(jump, steps, strict=True)]
-        expected = tuple(None if m is None else b + m for b, m in zip(box.start, moved, strict=True))
-        if next_box.start != expected or not np.array_equal(box.mask, next_box.mask):
-            self.notes.append("the field depends on the position: its size, jump and offset are those of the middle output")
+        """Says so where an output a period on along one axis does not see the same, moved along that axis."""
+        for i in local:
+            _, moved = self._walk(graph, [b + periods[i] * (k == i) for k, b in enumerate(best)])
+            expected = tuple(
+                None if step is None else b + step * periods[i] * (k == i)
+                for k, (b, step) in enumerate(zip(box.start, jump, strict=True))
+            )
+            if moved.start != expected or not np.array_equal(box.mask, moved.mask):
+                self.uniform = False
+        if not self.uniform:
+            self.notes.append("the field depends on the position, by more than a shift: it is that of the middle output")
 
     def _result(
         self, inside: Box, box: Box, phases: tuple[tuple[Phase, ...], ...], jump: Sequence[Fraction | None], first: Sequence[int],
@@ -346,14 +353,14 @@ class Question:
     ) -> ReceptiveField:  # fmt: skip
         size = tuple(None if i in grows else n for i, n in enumerate(box.mask.shape))
         offset = tuple(
-            None if n is None or step is None else float(begin - p * step)
+            None if n is None or step is None or not self.uniform else float(begin - p * step)
             for n, step, begin, p in zip(size, jump, box.start, first if self.paired else [0] * len(size), strict=True)
         )
         unknown = _parts(self.unknown)
         return ReceptiveField(
             of=self.name,
             input=self.input.shape, output=self.target.shape, axes=self.axes, size=size,
-            jump=tuple(None if step is None else float(step) for step in jump),
+            jump=tuple(None if step is None or not self.uniform else float(step) for step in jump),
             offset=offset,
             centre=tuple(None if o is None or n is None else o + (n - 1) / 2 for o, n in zip(offset, size, strict=True)),
             phases=phases, coverage=coverage(box.mask), gridding=1 - coverage(box.mask), unevenness=unevenness(box.paths),

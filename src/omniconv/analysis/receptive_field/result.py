@@ -46,7 +46,7 @@ class ReceptiveField:
         size: Positions from the first to the last that is seen, along every axis, in an input so large that no border cuts the
             field (of the widest phase, or of that of the position asked for); None where it grows with the input.
         jump: How far the field moves from one output to the next; below 1 where the output is finer than the input. None where
-            output axes are not the input's.
+            output axes are not the input's, or the fields of outputs are not each other's shifted.
         offset: Where the field of output 0 begins: output p sees ``size`` positions from p·jump + offset on.
         centre: Its middle, p·jump + centre.
         phases: Along every axis, the field of each output of one period: more than one after upsampling.

@@ -112,10 +112,8 @@ class Seen:
         start = [min(a, b) for a, b in zip(one.start, two.start, strict=True)]
         stop = [max(one.stop(a), two.stop(a)) for a in range(len(start))]
         size = [1 if c else e - s for s, e, c in zip(start, stop, one.constant, strict=True)]
-        if prod(size) > LARGEST:
-            raise TooLargeError(f"the counts of a tensor of shape {self.shape} do not fit into memory")
         exponent = max(one.exponent, two.exponent)
-        total = np.zeros(size)
+        total = self._zeros(size)
         for part in (one, two):
             place = tuple(
                 slice(0, 1) if c else slice(b - s, b - s + n)
@@ -123,6 +121,11 @@ class Seen:
             )
             total[place] += part.counts if part.exponent == exponent else part._scaled(exponent)
         return Seen.of(self.shape, start, one.constant, total, exponent)
+
+    def _zeros(self, size: Sequence[int]) -> Counts:
+        if prod(size) > LARGEST:
+            raise TooLargeError(f"the counts of a tensor of shape {self.shape} do not fit into memory")
+        return np.zeros(tuple(size))
 
     def _scaled(self, exponent: int) -> Counts:
         return _held(np.ldexp(self.counts, max(self.exponent - exponent, -2000)), self.counts)
@@ -145,7 +148,7 @@ class Seen:
         made = self.boxed(axis)
         up = np.moveaxis(made.counts, axis, 0)
         length = (len(up) - 1) * stride + 1
-        down = np.zeros((length + (kernel - 1) * dilation, *up.shape[1:]))
+        down = made._zeros((length + (kernel - 1) * dilation, *up.shape[1:]))
         for t in range(kernel):
             down[t * dilation : t * dilation + length : stride] += up
         return made._cropped(axis, np.moveaxis(down, 0, axis), made.start[axis] * stride - before, size)
@@ -158,7 +161,7 @@ class Seen:
         up = np.moveaxis(made.counts, axis, 0)
         begin, end = made.start[axis] + before, made.stop(axis) + before  # in positions of the uncropped output
         first, last = -(-(begin - (kernel - 1) * dilation) // stride), (end - 1) // stride
-        down = np.zeros((max(last - first + 1, 0), *up.shape[1:]))
+        down = made._zeros((max(last - first + 1, 0), *up.shape[1:]))
         for t in range(kernel):
             low = max(first, -(-(begin - t * dilation) // stride))
             high = min(last, (end - 1 - t * dilation) // stride)
@@ -183,7 +186,7 @@ class Seen:
         if not inside.any():
             return made._with(axis, made.counts.take(range(0), axis), 0, size)
         first, last = int(table[inside].min()), int(table[inside].max())
-        down = np.zeros((last - first + 1, *up.shape[1:]))
+        down = made._zeros((last - first + 1, *up.shape[1:]))
         for column, valid in zip(table.T, inside.T, strict=True):
             np.add.at(down, column[valid] - first, up[valid])
         return made._with(axis, np.moveaxis(down, 0, axis), first, size)
