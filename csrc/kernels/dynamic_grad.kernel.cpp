@@ -436,10 +436,10 @@ void grad_kernels(const DynamicGeometry& g, int64_t first, int64_t last, const v
 
 }  // namespace
 
-extern const DynamicGradTables dynamic_grads;
+extern const DynamicGradTables dynamic_grad;
 #define OMNICONV_KERNELS(E) \
   {grad_input_bytes<E>, grad_input<E>, grad_kernels_bytes<E>, grad_kernels<E>}
-const DynamicGradTables dynamic_grads = {OMNICONV_KERNELS(float), OMNICONV_KERNELS(double), OMNICONV_KERNELS(bf16), OMNICONV_KERNELS(f16)};
+const DynamicGradTables dynamic_grad = {OMNICONV_KERNELS(float), OMNICONV_KERNELS(double), OMNICONV_KERNELS(bf16), OMNICONV_KERNELS(f16)};
 
 }  // namespace ISA
 }  // namespace omniconv

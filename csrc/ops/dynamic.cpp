@@ -11,10 +11,10 @@
 
 namespace omniconv {
 
-namespace isa_base { extern const DynamicTables dynamic; extern const DynamicGradTables dynamic_grads; }
+namespace isa_base { extern const DynamicTables dynamic; extern const DynamicGradTables dynamic_grad; }
 #if defined(__x86_64__)
-namespace isa_avx2 { extern const DynamicTables dynamic; extern const DynamicGradTables dynamic_grads; }
-namespace isa_avx512 { extern const DynamicTables dynamic; extern const DynamicGradTables dynamic_grads; }
+namespace isa_avx2 { extern const DynamicTables dynamic; extern const DynamicGradTables dynamic_grad; }
+namespace isa_avx512 { extern const DynamicTables dynamic; extern const DynamicGradTables dynamic_grad; }
 #endif
 
 namespace {
@@ -29,10 +29,10 @@ const DynamicTables& tables() {
 
 const DynamicGradTables& grad_tables() {
 #if defined(__x86_64__)
-  if (isa() == kAvx512) return isa_avx512::dynamic_grads;
-  if (isa() == kAvx2) return isa_avx2::dynamic_grads;
+  if (isa() == kAvx512) return isa_avx512::dynamic_grad;
+  if (isa() == kAvx2) return isa_avx2::dynamic_grad;
 #endif
-  return isa_base::dynamic_grads;
+  return isa_base::dynamic_grad;
 }
 
 const DynamicKernels& kernels_of(const char* op, int32_t dtype) { return of_dtype(op, tables(), dtype); }
