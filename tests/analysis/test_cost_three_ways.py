@@ -101,6 +101,26 @@ def test_layer_problem_and_torchs_modules(text, backward):
 
 
 @pytest.mark.parametrize("text", TORCHS)
+@pytest.mark.parametrize("wanted", ["input", "parameters", "first parameter", "bias"])
+def test_only_the_gradients_that_are_wanted(text, wanted):
+    technique, problem = parse(text)
+    x = torch.empty(technique.operands(problem)["input"].shape, requires_grad=wanted == "input")
+    found = []
+    for layer in (technique.layer(problem), TORCHS[text]()):
+        parameters = [p for _, p in sorted(layer.named_parameters(), key=lambda item: item[0].endswith("bias"))]
+        for p in parameters:
+            p.requires_grad_(wanted == "parameters")
+        if wanted == "first parameter":
+            parameters[0].requires_grad_()
+        if wanted == "bias":
+            parameters[-1].requires_grad_()
+        found.append(cost(layer, x, backward=True))
+    ours, torchs = found
+    assert (ours.backward.macs_dense, ours.backward.macs_valid) == (torchs.backward.macs_dense, torchs.backward.macs_valid)
+    assert (ours.backward.macs_dense > 0) == (wanted != "bias")
+
+
+@pytest.mark.parametrize("text", TORCHS)
 def test_functions_of_the_library(text):
     """On operands that are no parameters, as a generated weight is."""
     technique, problem = parse(text)
