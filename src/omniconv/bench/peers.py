@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from omniconv.problem import Problem
+from omniconv.problem import DTYPES, Problem
 from omniconv.techniques import Technique
 from omniconv.techniques._sequence import LAYOUTS
 from omniconv.techniques._technique import Stage
@@ -214,7 +214,11 @@ def _inductor(op: Callable[..., Tensor], settings: Mapping[str, Any]) -> Callabl
     return torch.compile(function, dynamic=False)
 
 
-_ONNX_TYPES = {"f32": "FLOAT", "f64": "DOUBLE", "bf16": "BFLOAT16", "f16": "FLOAT16"}
+_ONNX_TYPES = {torch.float32: "FLOAT", torch.float64: "DOUBLE", torch.bfloat16: "BFLOAT16", torch.float16: "FLOAT16"}
+
+
+def _onnx_type(x: Tensor) -> Any:
+    return getattr(import_module("onnx").TensorProto, _ONNX_TYPES[x.dtype])
 
 
 def onnx_model(task: Task) -> bytes:
@@ -224,7 +228,7 @@ def onnx_model(task: Task) -> bytes:
         ValueError: The problem is not one plain convolution.
     """
     onnx = import_module("onnx")
-    stage, kind = task.stage, getattr(onnx.TensorProto, _ONNX_TYPES[task.problem.dtype])
+    stage, kind = task.stage, _onnx_type(task.operands["input"])
     constants = [
         onnx.helper.make_tensor(name, kind, list(task.operands[name].shape), _bytes(task.operands[name]).tobytes(), raw=True)
         for name in ("weight", "bias")
@@ -247,54 +251,65 @@ def _bytes(x: Tensor) -> Any:
     return x.detach().contiguous().view(torch.uint8).reshape(-1).numpy()
 
 
-def _onnxruntime(task: Task, direction: str) -> Iterator[Way]:
-    """All graph optimisations, input and output bound to torch's memory."""
-    runtime, onnx = import_module("onnxruntime"), import_module("onnx")
+def onnxruntime_call(model: bytes, x: Tensor, y: Tensor, threads: int) -> Callable[[], object]:
+    """What runs an ONNX model of one input and one output, bound to these tensors' memory, with all graph optimisations."""
+    runtime = import_module("onnxruntime")
     options = runtime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = task.threads, 1
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 4
     options.add_session_config_entry("session.force_spinning_stop", "1")  # its threads must not spin while others are timed
-    session = runtime.InferenceSession(onnx_model(task), options, providers=["CPUExecutionProvider"])
-    kind = getattr(onnx.TensorProto, _ONNX_TYPES[task.problem.dtype])
-    x, y = (
-        task.operands["input"].contiguous(),
-        torch.zeros(task.technique.output_shape(task.problem), dtype=task.problem.torch_dtype),
-    )
+    session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     binding = session.io_binding()
-    binding.bind_input("input", "cpu", 0, kind, list(x.shape), x.data_ptr())
-    binding.bind_output("y", "cpu", 0, kind, list(y.shape), y.data_ptr())
-    run = partial(session.run_with_iobinding, binding)
-    yield Way("ONNX Runtime", run, partial(_answer, run, x, y))
+    (given,), (made,) = session.get_inputs(), session.get_outputs()
+    binding.bind_input(given.name, "cpu", 0, _onnx_type(x), list(x.shape), x.data_ptr())
+    binding.bind_output(made.name, "cpu", 0, _onnx_type(y), list(y.shape), y.data_ptr())
+    return partial(session.run_with_iobinding, binding)
 
 
-def _openvino(task: Task, direction: str) -> Iterator[Way]:
-    """Tuned for latency, precision as asked for, input and output in torch's memory."""
-    if task.problem.dtype == "f64":
-        raise ValueError("it computes float64 in float32")
+def openvino_call(model: bytes, x: Tensor, y: Tensor, threads: int) -> Callable[[], object]:
+    """What runs an ONNX model of one input and one output in these tensors' memory, in their precision, tuned for latency."""
     openvino = import_module("openvino")
     core = openvino.Core()
-    model = core.read_model(onnx_model(task))
+    network = core.read_model(model)
     compiled = core.compile_model(
-        model,
+        network,
         "CPU",
         {
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
-            "INFERENCE_NUM_THREADS": task.threads,
-            "INFERENCE_PRECISION_HINT": task.problem.dtype,
+            "INFERENCE_NUM_THREADS": threads,
+            "INFERENCE_PRECISION_HINT": next(name for name, dtype in DTYPES.items() if dtype is x.dtype),
         },
     )
-    kind = model.input(0).element_type
-    x, y = (
-        task.operands["input"].contiguous(),
-        torch.zeros(task.technique.output_shape(task.problem), dtype=task.problem.torch_dtype),
-    )
+    kind = network.input(0).element_type
     request = compiled.create_infer_request()
     request.set_input_tensor(openvino.Tensor(_bytes(x), openvino.Shape(list(x.shape)), kind))
     request.set_output_tensor(openvino.Tensor(_bytes(y), openvino.Shape(list(y.shape)), kind))
-    run = partial(request.infer, share_outputs=True)
-    yield Way("OpenVINO", run, partial(_answer, run, x, y))
+    return partial(request.infer, share_outputs=True)
+
+
+def runtime_way(name: str, make: Callable[..., Callable[[], object]], model: bytes, x: Tensor, y: Tensor, threads: int) -> Way:
+    """A runtime made ready for a model by :func:`onnxruntime_call` or :func:`openvino_call`; ``x`` and ``y`` are contiguous."""
+    run = make(model, x, y, threads)
+    return Way(name, run, partial(_answer, run, x, y))
+
+
+def _bound(task: Task) -> tuple[Tensor, Tensor]:
+    """The input of a task and room for its result."""
+    return task.operands["input"].contiguous(), torch.zeros(
+        task.technique.output_shape(task.problem), dtype=task.problem.torch_dtype
+    )
+
+
+def _onnxruntime(task: Task, direction: str) -> Iterator[Way]:
+    yield runtime_way("ONNX Runtime", onnxruntime_call, onnx_model(task), *_bound(task), task.threads)
+
+
+def _openvino(task: Task, direction: str) -> Iterator[Way]:
+    if task.problem.dtype == "f64":
+        raise ValueError("it computes float64 in float32")
+    yield runtime_way("OpenVINO", openvino_call, onnx_model(task), *_bound(task), task.threads)
 
 
 def _answer(run: Callable[[], object], x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
@@ -323,14 +338,22 @@ def rivals(compiled: bool) -> tuple[tuple[Rival, ...], tuple[Absent, ...]]:
     """Those that can be compared with here, and those that cannot, with the reason."""
     present, absent = [], []
     for rival in (TORCH, COMPILED, ONNXRUNTIME, OPENVINO):
-        missing = [package for package in rival.packages if find_spec(package) is None]
+        missing = lacking(rival.name, rival.packages)
         if rival is COMPILED and not compiled:
             absent.append(Absent(rival.name, "it was not asked for (--compile)"))
-        elif missing:
-            absent.append(Absent(rival.name, f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed"))
+        elif missing is not None:
+            absent.append(missing)
         else:
             present.append(rival)
     return tuple(present), tuple(absent)
+
+
+def lacking(name: str, packages: Sequence[str]) -> Absent | None:
+    """Why who needs these packages cannot be compared with; None where all are installed."""
+    missing = [package for package in packages if find_spec(package) is None]
+    if not missing:
+        return None
+    return Absent(name, f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed")
 
 
 def ways(task: Task, direction: str, asked: Sequence[Rival]) -> Iterator[Way | Absent]:

@@ -285,7 +285,16 @@ def update_readme(technique: str, readme: Path) -> bool:
     Raises:
         ValueError: The README lacks the marks, or a result is malformed.
     """
-    begin, end = f"<!-- bench:{technique} -->", f"<!-- /bench:{technique} -->"
+    return fill_readme(technique, readme, lambda: readme_table([load(path) for path in committed(technique, readme.parent)]))
+
+
+def fill_readme(mark: str, readme: Path, make: Callable[[], str]) -> bool:
+    """Puts what is made between the marks of this name in a README; returns whether that changed it.
+
+    Raises:
+        ValueError: The README lacks the marks.
+    """
+    begin, end = f"<!-- bench:{mark} -->", f"<!-- /bench:{mark} -->"
     try:
         text = readme.read_text(encoding="utf-8")
     except OSError as error:
@@ -293,8 +302,7 @@ def update_readme(technique: str, readme: Path) -> bool:
     if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
         raise ValueError(f"bench: the README must have one '{begin}' before one '{end}', got '{readme}'")
     before, after = text.partition(begin)[0], text.partition(end)[2]
-    made = readme_table([load(path) for path in committed(technique, readme.parent)])
-    new = f"{before}{begin}\n{made}\n{end}{after}"
+    new = f"{before}{begin}\n{make()}\n{end}{after}"
     if new == text:
         return False
     readme.write_text(new, encoding="utf-8")
