@@ -1,5 +1,5 @@
 # The commands anyone must know. `make run` and `make test` set up everything they need on a fresh machine.
-.PHONY: run test test-fast fuzz bench counters zoo sanitize wheel schemas lint format clean
+.PHONY: run test test-fast fuzz bench latency counters zoo sanitize wheel schemas lint format clean
 
 PYTHON ?= python3
 # the torch to run and test with; any but the first has an environment of its own: make test TORCH=2.14.1
@@ -45,6 +45,13 @@ bench-%: .venv-peers/run
 	$(BENCH)omniconv bench $* --threads $(THREADS) $(if $(filter 1,$(THREADS)),--cold --compile) --force \
 	  -o benchmarks/results/$*-$$($(BENCH)python -c "from omniconv.bench.results import slug; print(slug())").json
 	$(BENCH)omniconv bench $* --readme README.md
+
+# Whole networks: a few minutes
+latency: .venv-peers/run
+	$(BENCH)python benchmarks/latency.py run --threads $(THREADS) \
+	  --report benchmarks/results/latency-$$($(BENCH)python -c "from omniconv.bench.results import slug; print(slug())").json
+	$(if $(filter 1,$(THREADS)),$(BENCH)python benchmarks/latency.py table --readme README.md \
+	  benchmarks/results/latency-$$($(BENCH)python -c "from omniconv.bench.results import slug; print(slug())").json)
 
 # Other counters of multiply-accumulates beside ours: docs/counters.md and its data
 COUNTERS := torchinfo==1.8.0 fvcore==0.1.5.post20221221 thop==0.1.1.post2209072238 ptflops==0.7.5 torchscan==0.2.0 torchlens==2.36.1 \
@@ -136,7 +143,7 @@ endif
 .venv-peers/peers:
 	$(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check $(PEERS_TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
-	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check onnxruntime openvino onnx
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check onnxruntime openvino onnx onnxscript
 	touch $@
 
 .venv-peers/run: .venv-peers/peers pyproject.toml $(SOURCES)
