@@ -585,10 +585,116 @@ def report(results: dict[str, Any]) -> str:
         lines += ["", "What was raised:", "", *crashes]
     lines += [
         "",
-        "torch-scan reports FlopCounterMode's number beside its own; asked for that, it is right where FlopCounterMode is. ptflops",
-        'has a second, older backend for modules alone (`backend="pytorch"`), which its documentation advises against beyond CNNs.',
+        "torch-scan reports FlopCounterMode's number beside its own, which is the one here. ptflops has a second, older backend",
+        'for modules alone (`backend="pytorch"`), which its documentation advises against beyond CNNs.',
     ]
+    lines += ["", *_fields_report(results)]
     return "\n".join(lines) + "\n"
+
+
+def _fields_report(results: dict[str, Any]) -> list[str]:
+    rows = results["receptive_fields"]
+    tools = list(rows[0]["answers"])
+    lines = [
+        "## Receptive fields",
+        "",
+        "Positions from the first to the last that one output sees along an axis, in an input of 32; 32 is all of it. torch-scan",
+        "reports each module's own field, here that of the last one; torchlens says where its number is an upper bound (≤). Of the",
+        "13 × 13 positions of three 3×3 with dilation 2 only 49 are seen: `omniconv receptive-field` says which.",
+        "",
+        "| network | truth | " + " | ".join(tools) + " |",
+        "|---|---:|" + "---:|" * len(tools),
+    ]
+    for row in rows:
+        lines.append(f"| {row['case']} | {row['size']} | " + " | ".join(row["answers"][tool] for tool in tools) + " |")
+    return lines
+
+
+@dataclass(frozen=True)
+class Field:
+    """A network whose receptive field along an axis is known, in inputs of 32: by hand; 32 where it sees all."""
+
+    name: str
+    build: Callable[[], nn.Module]
+    size: int
+
+
+class Added(nn.Module):
+    """The input plus two 3×3 convolutions of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.path = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The result."""
+        return x + self.path(x)
+
+
+SIDE = 32
+FIELDS = (
+    Field("3×3", lambda: nn.Conv2d(3, 3, 3, padding=1), 3),
+    Field(
+        "3×3, 3×3 stride 2, 3×3",  # 3, then + 2·1, then + 2·2
+        lambda: nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, 2, 1), nn.Conv2d(3, 3, 3, padding=1)),
+        9,
+    ),
+    Field("three 3×3, d2", lambda: nn.Sequential(*(nn.Conv2d(3, 3, 3, padding=2, dilation=2) for _ in range(3))), 13),
+    Field("transposed k4 s2 p1", lambda: nn.ConvTranspose2d(3, 3, 4, 2, 1), 2),  # of 4 taps, every phase has 2
+    Field("stride 2, then transposed", lambda: nn.Sequential(nn.Conv2d(3, 3, 3, 2, 1), nn.ConvTranspose2d(3, 3, 4, 2, 1)), 5),
+    Field("residual of two 3×3", Added, 5),
+    Field("nearest ×2, then 3×3", lambda: nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(3, 3, 3, padding=1)), 2),
+    Field("mean over 2, then 3×3", lambda: nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(3, 3, 3, padding=1)), 6),
+    Field("3×3, then instance norm", lambda: nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.InstanceNorm2d(3)), SIDE),
+)
+
+
+def _our_field(model: nn.Module, x: Tensor) -> str:
+    from omniconv.analysis.receptive_field import receptive_field
+
+    (size, _) = receptive_field(model, x).size
+    return str(SIDE if size is None else size)
+
+
+def _torch_scan_field(model: nn.Module, x: Tensor) -> str:
+    from torchscan import crawl_module
+
+    metrics = [layer["metrics"].get("receptive_field", {}) for layer in crawl_module(model, args=(x,))["layers"]]
+    value = [m["value"] for m in metrics if "value" in m][-1]
+    return "unknown" if value is None else f"{value:g}"
+
+
+def _torchlens_field(model: nn.Module, x: Tensor) -> str:
+    import torchlens
+
+    field = torchlens.trace(model, x)[-2].receptive_field
+    bound = {"UPPER_BOUND": "≤ ", "EXACT": ""}.get(field.status.name)
+    return "unknown" if bound is None or field.size is None else f"{bound}{field.size[-1]}"
+
+
+FIELD_TOOLS = {"omniconv": _our_field, "torch-scan": _torch_scan_field, "torchlens": _torchlens_field}
+
+
+@app.command()
+def fields(tool: str) -> None:
+    """Asks one tool the receptive fields; JSON on standard output."""
+    answers: dict[str, str] = {}
+    for case in FIELDS:
+        torch.manual_seed(0)
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            try:
+                answers[case.name] = FIELD_TOOLS[tool](case.build().eval(), torch.randn(1, 3, SIDE, SIDE))
+            except Exception as error:
+                answers[case.name] = f"crash ({type(error).__name__})"
+    print(json.dumps(answers))
+
+
+def _asks(*arguments: str) -> Any:
+    made = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True, check=False)
+    if made.returncode:
+        raise SystemExit(f"{' '.join(arguments)}: {made.stderr.strip()}")
+    return json.loads(made.stdout.splitlines()[-1])
 
 
 @app.command()
@@ -597,11 +703,7 @@ def run(results: Path = Path("benchmarks/results/counters.json"), page: Path = P
     answers: dict[str, dict[str, Answer | None]] = {}
     for tool in TOOLS:
         print(tool, file=sys.stderr)
-        made = subprocess.run([sys.executable, __file__, "one", tool], capture_output=True, text=True, check=False)
-        if made.returncode:
-            raise SystemExit(f"{tool}: {made.stderr.strip()}")
-        said = json.loads(made.stdout.splitlines()[-1])
-        answers[tool] = {name: answer and Answer(**answer) for name, answer in said.items()}
+        answers[tool] = {name: answer and Answer(**answer) for name, answer in _asks("one", tool).items()}
     versions = {name: importlib.metadata.version(tool.package) for name, tool in TOOLS.items()}
     rows = [
         {
@@ -616,8 +718,11 @@ def run(results: Path = Path("benchmarks/results/counters.json"), page: Path = P
         }
         for case in CASES
     ]
+    seen = {tool: _asks("fields", tool) for tool in FIELD_TOOLS}
+    known = [{"case": case.name, "size": case.size, "answers": {tool: seen[tool][case.name] for tool in seen}} for case in FIELDS]
     results.parent.mkdir(parents=True, exist_ok=True)
-    results.write_text(json.dumps({"schema_version": 1, "versions": versions, "rows": rows}, indent=1, ensure_ascii=False) + "\n")
+    whole = {"schema_version": 1, "versions": versions, "rows": rows, "receptive_fields": known}
+    results.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
     page.write_text(report(json.loads(results.read_text())))
 
 

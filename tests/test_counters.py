@@ -47,6 +47,25 @@ def test_ours_is_right(case):
     assert found.macs_dense + (found.backward.macs_dense if case.backward else 0) == case.truth
 
 
+@pytest.mark.parametrize("case", counters.FIELDS, ids=lambda case: case.name)
+def test_our_receptive_field_is_right(case):
+    """By hand, and by where the float64 gradient is, with positive weights."""
+    model = case.build().eval().double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.rand_like(parameter) + 0.1)
+    x = torch.rand(1, 3, counters.SIDE, counters.SIDE, dtype=torch.float64, requires_grad=True)
+    assert counters._our_field(model, x.detach()) == str(case.size)
+    y = model(x)
+    extents = []
+    for shift in (0, 1):  # both phases of an upsampled result
+        row = y.shape[-1] // 2 + shift
+        (support,) = torch.autograd.grad(y[0, 0, row, row], x, retain_graph=True)
+        columns = support[0].abs().sum((0, 1)).nonzero()
+        extents.append(int(columns.max() - columns.min()) + 1)
+    assert max(extents) == case.size
+
+
 def test_what_is_committed_is_what_would_be_written():
     rows = COMMITTED["rows"]
     assert [(row["case"], row["macs"]) for row in rows] == [(case.name, case.truth) for case in counters.CASES]
@@ -56,6 +75,10 @@ def test_what_is_committed_is_what_would_be_written():
         for tool, answer in row["answers"].items():
             said = {key: answer[key] for key in ("macs", "known", "error")}
             assert answer["verdict"] == counters.verdict(case, counters.Answer(**said)), tool
+    assert [(row["case"], row["size"]) for row in COMMITTED["receptive_fields"]] == [
+        (case.name, case.size) for case in counters.FIELDS
+    ]
+    assert all(row["answers"]["omniconv"] == str(row["size"]) for row in COMMITTED["receptive_fields"])
     assert (REPOSITORY / "docs/counters.md").read_text() == counters.report(COMMITTED)
 
 
