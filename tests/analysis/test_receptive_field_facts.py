@@ -378,6 +378,11 @@ def test_counts_of_very_different_size_add_up():
         assert (total.dense() > 0).all()
         assert total.dense()[0] * 2.0**total.exponent == 2.0**700
     assert large.plus(large).dense()[0] * 2.0 ** large.plus(large).exponent == 2.0**701
+    far = Seen.of((2,), (0,), (False,), np.array([1.0, 0.0]), 2000)
+    for total in (far.plus(one), one.plus(far)):
+        assert total.exponent == 2000
+        assert (total.dense() > 0).all()
+        assert np.isfinite(total.dense()).all()
     larger = counts(2.0**700, 1e-300)
     assert (larger.dense() > 0).all()
 
