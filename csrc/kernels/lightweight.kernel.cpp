@@ -479,6 +479,21 @@ template <class A> void gather_taps(A* total, const A* x, const A* gy, int64_t n
   else if (K - i == 1) gather<A, 1>(rest, x, gy, n, D);
 }
 
+// The lanes of each of K vectors are added to a number.
+template <class A> void add_lanes(const A* rows, int64_t K, A* to) {
+  typedef typename Vec<A>::V V;
+  constexpr int64_t L = Vec<A>::lanes;
+  for (int64_t i = 0; i < K; i += L) {
+    const int64_t n = min64(L, K - i);
+    V square[L];
+    for (int64_t r = 0; r < L; ++r) square[r] = r < n ? load(rows + (i + r) * L) : V{};
+    transpose<A>(square);
+#pragma GCC unroll 16
+    for (int r = 1; r < L; ++r) square[0] += square[r];
+    store_part<A>(to + i, load_part<A>(to + i, n) + square[0], n);
+  }
+}
+
 template <class E>
 void grad_weight(const LightweightGeometry& g, int64_t c0, int64_t c1, int64_t samples, const void* xv, const void* gv, const uint8_t* mask, void* gwv, void* gbv,
                  void* scratch) {
@@ -518,11 +533,17 @@ void grad_weight(const LightweightGeometry& g, int64_t c0, int64_t c1, int64_t s
       }
     }
     A* gw = (A*)gwv;
-    for (int64_t c = 0; c < wide; ++c) {
-      const A* sums = total + g.kernel * (c / L * L) + c % L;
-      for (int64_t i = 0; i < g.kernel; ++i) gw[(b + c) / g.group * g.kernel + i] += sums[i * L];
-      if (gbv) ((A*)gbv)[b + c] += shift[c];
+    for (int64_t c = 0; c < wide; c += L) {
+      const int64_t lanes = min64(L, wide - c), h = (b + c) / g.group;
+      const A* sums = total + g.kernel * c;
+      if (lanes == L && (b + c + L - 1) / g.group == h) {
+        add_lanes(sums, g.kernel, gw + h * g.kernel);
+      } else {
+        for (int64_t l = 0; l < lanes; ++l)
+          for (int64_t i = 0; i < g.kernel; ++i) gw[(b + c + l) / g.group * g.kernel + i] += sums[i * L + l];
+      }
     }
+    for (int64_t c = 0; gbv && c < wide; ++c) ((A*)gbv)[b + c] += shift[c];
   }
 }
 

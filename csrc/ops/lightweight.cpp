@@ -160,8 +160,9 @@ std::pair<Tensor, Tensor> lightweight_grad_weight(const Tensor& grad, const Tens
   const Settled x(given, is_whole(given)), grad_y(grad, is_whole(grad)), masked(mask, is_whole(mask));
   // whole heads a unit, enough of them to fill vectors, and where these are few a share of the samples: none of it depends on the threads
   constexpr int64_t kLanes = 16, kShares = 8;
+  const int64_t row_of_channels = c.time_first ? 0 : 8 * kLanes;  // what is copied at once of channels-last
   int64_t joined = 1;
-  while (joined < c.heads && joined * g.group % kLanes && joined * g.group < 4 * kLanes) ++joined;
+  while (joined < c.heads && (joined * g.group < row_of_channels || (joined * g.group % kLanes && joined * g.group < 4 * kLanes))) ++joined;
   const int64_t units = (c.heads + joined - 1) / joined, shares = units >= kShares ? 1 : std::min(c.batch, (kShares + units - 1) / units);
   const int64_t row = (weights + biases) * sum;
   std::vector<char> parts(size_t(std::max<int64_t>(shares, 1)) * row, 0);
