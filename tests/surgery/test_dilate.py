@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import prune
 
 import omniconv.nn as ours
 from omniconv.models import drn_d_22
@@ -510,6 +511,12 @@ class Own(nn.Module):
         return self.function(self, self.stem(x))
 
 
+def hooked(change):
+    layer = nn.Conv2d(4, 4, 1)
+    layer.register_forward_pre_hook(lambda m, inputs: (change(inputs[0]),))
+    return layer
+
+
 REFUSED = {
     "flattened": (
         Own(lambda m, x: m.fc(x.flatten(1)), fc=nn.Linear(4 * 112 * 112, 2)),
@@ -599,6 +606,33 @@ REFUSED = {
         nn.Conv2d(3, 4, 4, 2, 1, padding_mode="reflect"),
         "Conv2d '' must pad by zeros, as its pads do not keep the size of the map, got reflect",
     ),
+    "crop to the whole map": (
+        Own(lambda m, x: m.last(x[:, :, :112, :112]), last=nn.Conv2d(4, 4, 1)),
+        "what Conv2d 'last' gives must grow with the map, got (2, 4, 112, 112) from (2, 4, 112, 112)",
+    ),
+    "crop of what the model gives": (
+        Own(lambda m, x: [x[:, :, :112]]), "what the model gives must grow with the map, got (2, 4, 112, 224) from (2, 4, 112, 112)"
+    ),
+    "gate spread by numbers": (
+        Own(lambda m, x: x * x.mean((2, 3), keepdim=True).expand(-1, -1, 112, 112)),
+        "the dilated model must run on example_input, got RuntimeError: ",
+    ),
+    "copied into zeros": (
+        Own(lambda m, x: torch.zeros(2, 4, 112, 112).copy_(x)),
+        "what meets a map that grows must grow with it, got aten::copy_ in the model's own forward",
+    ),
+    "flipped": (
+        Own(lambda m, x: x.flip(1, 2)), "an op along a map that grows must be one of channels, got aten::flip"
+    ),
+    "lengthened already": (
+        nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), stride_to_dilation(nn.Conv2d(4, 4, 2, 2), 1)),
+        "what pads a map that grows must be a module, whose padding can be set, not a function, got aten::constant_pad_nd in '1'",
+    ),
+    "hook": (
+        Own(lambda m, x: m.last(x), last=hooked(lambda x: F.max_pool2d(x, 3, 1, 1))),
+        "what looks at neighbours on a map that grows must be a module, whose dilation can be set, not a function, "
+        "got aten::max_pool2d_with_indices in 'last'",
+    ),
     "meeting": (
         Own(lambda m, x: x[:, :, :56, :56] + m.down(x), down=nn.Conv2d(4, 4, 3, 2, 1)),
         "a map that grows must not be cropped",
@@ -621,6 +655,88 @@ def test_what_cannot_follow_is_refused_by_name(name):
         stride_to_dilation(net, 1, inplace=True)
     assert before == (repr(net), [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in net.modules()])
     assert all(torch.equal(state[key], value) for key, value in net.state_dict().items())
+
+
+def test_a_branch_whose_positions_are_unknown_may_not_meet_one_that_grows():
+    class Unshuffled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(3, 12, 3, 2, 1)
+
+        def forward(self, x):
+            return F.pixel_unshuffle(x, 2) + self.stem(x)
+
+    said = "what meets a map that grows must lie at positions that are known, got aten::add in the model's own forward"
+    with pytest.raises(ValueError, match=f"^stride_to_dilation: {said}"):
+        stride_to_dilation(Unshuffled(), 1)
+
+
+def test_a_layer_that_is_lengthened_already_is_not_changed_again():
+    once = stride_to_dilation(nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 4, 2, 8)), 4)
+    assert once[1].stride == (2, 2)
+    with pytest.raises(ValueError, match=r"^stride_to_dilation: Conv2d '1' must come from the network as it was before any"):
+        stride_to_dilation(once, 2)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+@pytest.mark.parametrize(
+    ("net", "said"),
+    [
+        (
+            lambda: torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1))),
+            "the model must run on example_input, got RuntimeError",
+        ),
+        (lambda: nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.LazyConv2d(4, 3)), "the model must be one that copy.deepcopy can copy"),
+    ],
+)
+def test_what_takes_no_hooks_or_no_copy_is_refused(net, said):
+    with pytest.raises(ValueError, match=f"^stride_to_dilation: {said}.*, got "):
+        stride_to_dilation(net(), example_input=torch.ones(1, 3, 8, 8))
+
+
+def test_a_layer_with_two_names_changes_under_both():
+    pool = nn.AvgPool2d(3, 1, 1)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), pool, nn.Conv2d(4, 4, 3, padding=1), nn.Sequential(pool)).double()
+    x = torch.randn(1, 3, 21, 18).double()
+    dilated = stride_to_dilation(net, 1)
+    assert dilated[1] is dilated[3][0]
+    torch.testing.assert_close(taken(dilated(x), 2), net(x))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm")
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize(
+    "dressed",
+    [
+        nn.utils.weight_norm,
+        nn.utils.spectral_norm,
+        nn.utils.parametrizations.weight_norm,
+        lambda layer: prune.l1_unstructured(layer, "weight", 0.3),
+        lambda layer: nn.utils.weight_norm(Standardised(layer.in_channels, layer.out_channels, 3, layer.stride, 1)),
+    ],
+)
+def test_weights_that_are_computed(dressed, inplace):
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, padding=1)
+    net = nn.Sequential(*map(dressed, layers)).double().eval()
+    x = torch.randn(1, 3, 21, 18).double()
+    expected = net(x)
+    torch.testing.assert_close(taken(stride_to_dilation(net, 2, inplace=inplace)(x), 2), expected)
+
+
+def test_indices_of_channels_and_flipped_colours():
+    net = nn.Conv2d(3, 5, 3, 2, 1).double()
+    x = torch.randn(1, 3, 21, 18).double()
+
+    class Labels(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x):
+            return self.net(x.flip(1)).argmax(1, keepdim=True)
+
+    assert torch.equal(taken(stride_to_dilation(Labels(), 1)(x), 2), Labels()(x))
 
 
 def test_branches_that_would_part_are_refused():

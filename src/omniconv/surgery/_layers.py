@@ -4,14 +4,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from omniconv.geometry import normal_padding, pads_of
 from omniconv.nn import DepthwiseSeparableConv1d, DepthwiseSeparableConv2d, DepthwiseSeparableConv3d, SeparableConv2d
 from omniconv.surgery._positions import CALLER, POOLS_MORE, Axis, Lost, Place, Places, Recorder, dense
-from omniconv.surgery._windows import Dense, Window
+from omniconv.surgery._windows import Dense, Extension, Window
 from omniconv.techniques._grid import GridLayer
 from omniconv.techniques._operator import fail
 
@@ -50,32 +52,49 @@ class Walk:
         self.limit = limit
         self.recorder = Recorder(limit)
         self.outcomes: dict[str, Outcome | None] = {}
+        self.seen: list[tuple[str, Places | None, tuple[int, ...]]] = []
 
     @contextmanager
     def watching(self, model: nn.Module) -> Iterator[None]:
-        """Hooks on every module, removed at the end."""
+        """Hooks on every module, removed at the end. Those of a layer stand inside the model's own, whose ops are followed."""
         handles = []
         for name, module in model.named_modules():
-            whole = isinstance(module, _WHOLE) or type(module).forward is nn.Linear.forward
-            enter, leave = self._hooks(name, whole)
-            handles.append(module.register_forward_pre_hook(enter, with_kwargs=True, prepend=True))
-            handles.append(module.register_forward_hook(leave, with_kwargs=True))
+            enter, leave = self._names(name)
+            handles.append(module.register_forward_pre_hook(enter, prepend=True))
+            if isinstance(module, _WHOLE) or type(module).forward is nn.Linear.forward:
+                begin, end = self._layers(name)
+                handles.append(module.register_forward_pre_hook(begin))
+                handles.append(module.register_forward_hook(end, with_kwargs=True, prepend=True))
+            handles.append(module.register_forward_hook(leave))
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _hooks(self, name: str, whole: bool) -> tuple[Callable[..., None], Callable[..., None]]:
+    def _names(self, name: str) -> tuple[Callable[..., None], Callable[..., None]]:
         recorder = self.recorder
 
-        def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+        def enter(module: nn.Module, args: Any) -> None:
             recorder.stack.append(name)
-            recorder.inside += whole
 
-        def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            recorder.inside -= whole
-            if whole and not recorder.inside:
+        def leave(module: nn.Module, args: Any, output: Any) -> None:
+            for tensor in tree_leaves(output):
+                if isinstance(tensor, Tensor):
+                    self.seen.append((name, None if recorder.inside else recorder.places(tensor), tuple(tensor.shape)))
+            recorder.stack.pop()
+
+        return enter, leave
+
+    def _layers(self, name: str) -> tuple[Callable[..., None], Callable[..., None]]:
+        recorder = self.recorder
+
+        def begin(module: nn.Module, args: Any) -> None:
+            recorder.inside += 1
+
+        def end(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            recorder.inside -= 1
+            if not recorder.inside:
                 x = args[0] if args else next(iter(kwargs.values()))
                 first = output[0] if isinstance(output, tuple) else output
                 places, outcome = self._layer(name, module, x, recorder.places(x), first)
@@ -84,9 +103,30 @@ class Walk:
                 self.outcomes[name] = outcome
                 for tensor in output if isinstance(output, tuple) else (output,):
                     recorder.put(tensor, places)
-            recorder.stack.pop()
 
-        return enter, leave
+        return begin, end
+
+    def compare(self, dilated: nn.Module, run: Callable[[], Any]) -> None:
+        """Raises unless all of the dilated network gives as many positions as it should.
+
+        A number in a forward shows only there: a crop to what was the whole map, a gate spread to its size.
+        """
+        wanted = iter(self.seen)
+
+        def check(name: str, module: nn.Module, args: Any, output: Any) -> None:
+            who = called(module, name) if name else "the model"
+            for tensor in (t for t in tree_leaves(output) if isinstance(t, Tensor)):
+                before, places, shape = next(wanted, ("", None, ()))
+                grown = before == name and (places is None or all(map(_grown, places, shape, tensor.shape)))
+                if not grown:
+                    fail(CALLER, f"what {who} gives must grow with the map", f"{tuple(tensor.shape)} from {shape}")
+
+        handles = [module.register_forward_hook(partial(check, name)) for name, module in dilated.named_modules()]
+        try:
+            run()
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def _layer(self, name: str, module: nn.Module, x: Tensor, places: Places, y: Tensor) -> tuple[Places, Outcome | None]:
         """Where the output of a layer lies, and what the layer becomes."""
@@ -171,6 +211,11 @@ class Walk:
         return (*rest, *out), Outcome("average" if isinstance(module, _AVERAGE_POOLS) else "window", axes)
 
 
+def _grown(place: Place, old: int, new: int) -> bool:
+    rate = place.rate if isinstance(place, Axis) else 1
+    return rate * (old - 1) < new <= rate * old
+
+
 def called(module: nn.Module, name: str) -> str:
     return f"{type(module).__name__} {name!r}"
 
@@ -219,6 +264,8 @@ def _check(who: str, module: Any, axes: tuple[Dense, ...]) -> None:
     for base in (*MAX_POOLS, *_AVERAGE_POOLS):
         if isinstance(module, base) and forward is not base.forward:
             fail(CALLER, f"{who} must pool as torch.nn.{base.__name__} does", f"a forward of its own in {kind.__name__}")
+    if any(isinstance(hook, Extension) for hook in module._forward_pre_hooks.values()):
+        fail(CALLER, f"{who} must come from the network as it was before any surgery", "a map that is lengthened already")
     if getattr(module, "return_indices", False):
         fail(CALLER, f"{who} must not give the indices of positions", "return_indices=True")
     for axis in axes:

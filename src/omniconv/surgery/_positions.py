@@ -92,6 +92,8 @@ def _merged(call: Call) -> Places:
             if at < 0 or place is None or (tensor.shape[axis] == 1 and size[at] > 1):
                 continue
             have = found[at]
+            if (isinstance(have, Lost) and dense(place)) or (isinstance(place, Lost) and dense(have)):
+                call.refuse("what meets a map that grows must lie at positions that are known")
             if isinstance(have, Axis) and isinstance(place, Axis) and have != place:
                 fail(
                     CALLER, f"the maps that meet in {call.text} must lie at the same positions", f"strides {have.stride} and "
@@ -251,7 +253,7 @@ def _reduced(call: Call) -> Places:
 
 def _along(call: Call) -> Places:
     places = _kept(call)
-    if dense(places[call.named["dim"]]):
+    if any(dense(places[d]) for d in call.named.get("dims", (call.named.get("dim", -1),))):
         call.refuse("an op along a map that grows must be one of channels")
     return places
 
@@ -336,7 +338,8 @@ def _other(call: Call) -> Places:
 
 _RULES: dict[str, Callable[[Call], Places]] = {
     **dict.fromkeys(("view", "_unsafe_view", "reshape", "squeeze", "unflatten"), _reshaped),
-    **dict.fromkeys(("clone", "_to_copy", "alias", "detach", "lift_fresh", "copy_", "native_dropout", "bernoulli_"), _kept),
+    **dict.fromkeys(("clone", "_to_copy", "alias", "detach", "lift_fresh", "native_dropout", "bernoulli_"), _kept),
+    "copy_": _merged,
     **dict.fromkeys(
         (
             "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "_batch_norm_no_update",
@@ -345,7 +348,7 @@ _RULES: dict[str, Callable[[Call], Places]] = {
         _kept,
     ),
     **dict.fromkeys(("mean", "sum", "amax", "amin", "max", "min", "var", "std", "var_mean", "prod", "any", "all"), _reduced),
-    "linalg_vector_norm": _reduced,
+    **dict.fromkeys(("argmax", "argmin", "linalg_vector_norm"), _reduced),
     **dict.fromkeys(("hardswish", "hardswish_", "_prelu_kernel", "log_sigmoid_forward"), _merged),  # these lack torch's tag
     **dict.fromkeys(("_softmax", "_log_softmax", "cumsum", "sort", "flip", "glu"), _along),
     **dict.fromkeys(("split", "split_with_sizes", "unbind", "chunk"), _split),

@@ -1,6 +1,8 @@
 """Strides turned into dilation: a network keeps its weights and answers at more positions."""
 
 import copy
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -80,6 +82,9 @@ def stride_to_dilation(
     pooled, and squeeze-and-excitation with it, differs, as do norms over positions; :func:`dilation_plan` names them in its notes.
     Padding modes stay; but for zeros the values at the end of an axis are the old ones only where size and mode happen to fit.
 
+    The network is followed in evaluation, by two runs without data, its own hooks included. What a forward makes of the size of a
+    map as a number (a sum over positions divided by their count) cannot be seen there, and differs.
+
     Args:
         model: Any network of N-dimensional maps: torch.nn's layers, ours, or subclasses that follow their own settings.
         output_stride: Input steps between neighbouring positions, at most; 8 and 16 are usual, any from 1 on will do.
@@ -109,7 +114,7 @@ def stride_to_dilation(
     Source: Holschneider et al. 1990 (algorithme à trous); Chen et al. 2015, arXiv:1412.7062; Yu et al. 2017, arXiv:1705.09914.
     """
     outcomes, _ = _followed(model, output_stride, example_input)
-    changed = model if inplace else copy.deepcopy(model)
+    changed = model if inplace else _copied(model)
     for name, outcome in outcomes.items():
         if outcome is not None:
             changed = _apply(changed, name, outcome)
@@ -156,23 +161,41 @@ def _followed(model: nn.Module, output_stride: int, example_input: Any) -> tuple
         fail(CALLER, "output_stride must be at least 1", output_stride)
     inputs = _inputs(model, example_input)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    fakes = {id(t): mode.from_tensor(t) for t in (*model.parameters(), *model.buffers())}
-    twin = copy.deepcopy(model, dict(fakes)).eval()  # copies no weight
+    twin = _copied(model, mode.from_tensor, (*model.parameters(), *model.buffers())).eval()  # copies no weight
     walk = Walk(output_stride)
     arguments = tuple(mode.from_tensor(x) if isinstance(x, Tensor) else x for x in inputs)
     for x in arguments:
         if isinstance(x, Tensor) and x.dim() > 2:
             walk.recorder.put(x, (None, None) + (Axis(Fraction(1), Fraction(1)),) * (x.dim() - 2))
-    with walk.watching(twin), mode, torch.no_grad(), walk.recorder:
-        try:
-            twin(*arguments)
-        except Exception as error:
-            if str(error).startswith(CALLER):
-                raise
-            said = (str(error).splitlines() or [""])[0]
-            fail(CALLER, "the model must run on example_input", f"{type(error).__name__}: {said}")
+    with mode, torch.no_grad(), _said("the model must run on example_input"), walk.watching(twin), walk.recorder:
+        twin(*arguments)
     _try_out(model, walk.outcomes)
+    if any(walk.outcomes.values()):
+        with mode, torch.no_grad(), _said("the dilated model must run on example_input"):
+            for name, outcome in walk.outcomes.items():
+                if outcome is not None:
+                    twin = _apply(twin, name, outcome)
+            walk.compare(twin, lambda: twin(*arguments))
     return walk.outcomes, walk.recorder.notes
+
+
+@contextmanager
+def _said(must: str) -> Iterator[None]:
+    """What a model's own code raises, in one line."""
+    try:
+        yield
+    except Exception as error:
+        if str(error).startswith(CALLER):
+            raise
+        said = (str(error).splitlines() or [""])[0]
+        fail(CALLER, must, f"{type(error).__name__}: {said}")
+
+
+def _copied(model: nn.Module, of: Callable[[Tensor], Tensor] = torch.clone, tensors: Iterable[Tensor] = ()) -> nn.Module:
+    """A deep copy, with ``of`` these tensors and of those that a layer computes before it runs (old weight norm, pruning)."""
+    with _said("the model must be one that copy.deepcopy can copy, with all its parameters made"):
+        computed = [t for m in model.modules() for t in vars(m).values() if isinstance(t, Tensor) and not t.is_leaf]
+        return copy.deepcopy(model, {id(t): of(t) for t in tensors} | {id(t): of(t.detach()) for t in computed})
 
 
 def _inputs(model: nn.Module, example_input: Any) -> tuple[Any, ...]:
@@ -228,11 +251,11 @@ def _apply(model: nn.Module, name: str, outcome: Outcome) -> nn.Module:
     if outcome.kind == "average":
         divisor = getattr(module, "divisor_override", None)
         pool = DilatedAvgPool(axes, module.count_include_pad, divisor).train(module.training)
-        if not name:
-            return pool
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, pool)
-        return model
+        for owner in list(model.modules()):
+            for child, found in list(owner._modules.items()):  # a layer may have several names
+                if found is module:
+                    setattr(owner, child, pool)
+        return model if name else pool
     settings = settings_of(module)
     settings.stride = tuple(a.stride for a in axes)
     settings.dilation = tuple(_dilation(a) for a in axes)
@@ -259,8 +282,8 @@ def _try_out(model: nn.Module, outcomes: dict[str, Outcome | None]) -> None:
         module = model.get_submodule(name)
         if outcome is None or not isinstance(module, CONV) or type(module).forward in FORWARDS or module.weight.is_meta:
             continue
-        old = copy.deepcopy(module).double()
-        new: Any = _apply(copy.deepcopy(module).double(), "", outcome)
+        old = _copied(module).double()
+        new: Any = _apply(_copied(module).double(), "", outcome)
         for extra in (4, 5):
             n = [a.window.dilation * (a.window.kernel - 1) + 1 + extra for a in outcome.axes]
             exact = module.padding_mode == "circular"
