@@ -5,7 +5,10 @@ import torch
 import torch.nn.functional as F
 
 from omniconv import nn as onn
+from omniconv.analysis.layers import formatted
 from omniconv.functional import conv1d, conv2d, conv3d
+from omniconv.techniques import standard
+from omniconv.techniques._calls import Calls
 from omniconv.techniques.standard import reference
 
 TORCH = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -139,3 +142,62 @@ def test_one_channel_in_ambiguous_strides(last, stride):
     volume = torch.randn(2, 1, 1, 4, 4).to(memory_format=torch.channels_last_3d)
     expected = reference(volume.double(), layer.weight.double(), layer.bias.double(), layer.stride)
     torch.testing.assert_close(layer(volume).double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def known_call(**changed):
+    called = {"input": normal(1, 2, 5, 4), "weight": normal(3, 2, 3, 3, seed=1), "bias": normal(3, seed=2), "padding": 1}
+    return conv2d(**called | changed)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"stride": True}, {"stride": 1.0}, {"dilation": (True, 1)}, {"padding": (1, 1.0)}, {"groups": True}, {"groups": 1.0},
+        {"weight": torch.ones(3, 2, 3, 3)}, {"bias": torch.ones(3)}, {"bias": torch.ones(3, device="meta")},
+        {"input": torch.ones(1, 2, 5, 4, dtype=torch.float64).to_sparse()}, {"activation": []},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_known_call_admits_nothing_that_is_equal_to_it(changed):
+    known_call()
+    known_call()
+    with pytest.raises((TypeError, ValueError), match="conv2d: "):
+        known_call(**changed)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {}, {"stride": 2}, {"padding": ((0, 1), (2, 0))}, {"padding": "same_minimal", "stride": 2}, {"padding_mode": "circular"},
+        {"activation": "relu"}, {"groups": 2, "weight": normal(4, 1, 3, 3), "bias": None}, {"dilation": 2, "padding": "same"},
+        {"input": normal(2, 5, 4)}, {"input": normal(1, 1, 5, 4), "weight": normal(3, 1, 3, 3)},
+        {"input": normal(1, 2, 3, 3), "padding": 0},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_the_second_call_gives_what_the_first_gave(settings, monkeypatch):
+    monkeypatch.setattr(standard, "_torchs", Calls())
+    x = settings.get("input", normal(1, 2, 5, 4))
+    last = x.unsqueeze(0).contiguous(memory_format=torch.channels_last).squeeze(0) if x.dim() == 3 else formatted(x, True)
+    leaf = x.clone().requires_grad_()
+    for given in (x, x, last, last, x.mT.contiguous().mT, leaf):
+        y = known_call(**settings | {"input": given})
+        monkeypatch.setattr(standard, "_torchs", Calls())
+        first = known_call(**settings | {"input": given})
+        known_call(**settings | {"input": given})
+        again = known_call(**settings | {"input": given})
+        assert torch.equal(again, first)
+        assert torch.equal(y, first)
+        assert again.stride() == y.stride() == first.stride()
+        assert again.requires_grad == given.requires_grad
+
+
+def test_a_known_call_heeds_what_has_changed_around_it():
+    single = {"input": torch.ones(1, 2, 5, 4), "weight": torch.ones(3, 2, 3, 3), "bias": None}
+    for _ in range(2):
+        assert known_call(**single).dtype == torch.float32
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert known_call(**single).dtype == torch.bfloat16
+    assert known_call(**{k: v if v is None else v.to("meta") for k, v in single.items()}).is_meta
+    batched = torch.func.vmap(lambda x: conv2d(x, single["weight"], padding=1))(torch.ones(3, 1, 2, 5, 4))
+    assert batched.shape == (3, 1, 3, 5, 4)
