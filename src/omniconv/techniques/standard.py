@@ -124,8 +124,8 @@ def conv(
     return deliver(input, rank, convolve, (x, weight, bias), windows, groups, activation=activation)
 
 
-# By the key of a call what torch is asked for: its checks are made once. A call took 13 µs more than torch.nn's and takes 6; with cold
-# caches, as between the layers of a network, 110 and 84.
+# By the key of a call what torch is asked for: its checks are made once. A call took 13 µs more than torch.nn's and takes 6; with
+# cold caches, as between the layers of a network, 110 and 84.
 _torchs = Calls[Settings]()
 _NAMES = {rank: f"conv{rank}d" for rank in (1, 2, 3)}
 conv1d, conv2d, conv3d = per_rank(conv)
