@@ -6,7 +6,10 @@ from test_receptive_field import boxed, example, positive, seen_by_gradient
 
 from omniconv.analysis.receptive_field import receptive_field
 
-models = pytest.importorskip("torchvision.models")
+try:
+    from torchvision import models
+except (ImportError, RuntimeError) as error:  # a build for another torch raises RuntimeError
+    pytest.skip(f"torchvision: {error}", allow_module_level=True)
 
 # Araujo, Norris, Sim 2019, Distill: networks whose strides lie where torchvision has them
 PUBLISHED = {
