@@ -684,7 +684,7 @@ def test_a_layer_that_is_lengthened_already_is_not_changed_again():
     [
         (
             lambda: torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1))),
-            "the model must run on example_input, got RuntimeError",
+            "the model must run on example_input",
         ),
         (lambda: nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.LazyConv2d(4, 3)), "the model must be one that copy.deepcopy can copy"),
     ],
