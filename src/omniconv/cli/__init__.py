@@ -9,7 +9,7 @@ import typer
 from omniconv.cli import bench, catalogue, compare, cost, diff, dilate, doctor, receptive_field, roofline, schema, summary, verify
 
 app = typer.Typer(
-    help="Every convolution a network designer reaches for: compare them, time them, list them, look one up.",
+    help="Every convolution a network designer reaches for, compared and timed; and your network: what it costs, sees and takes.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
