@@ -238,12 +238,16 @@ def test_checkpoints_of_all_forms_load():
         assert model.layer8[1].num_batches_tracked.item() == (0 if checkpoint is old else 7)
     for wrong, said in (
         ([], "checkpoint must be a mapping, as torch.load gives it, got list"),
-        ({"epoch": 3}, "every entry must be a Tensor, got int for 'epoch'"),
+        ({"epoch": 3}, "every entry must be a Tensor by name, got int for 'epoch'"),
+        ({0: torch.ones(2)}, "every entry must be a Tensor by name, got Tensor for 0"),
+        ({"state_dict": torch.ones(2)}, "the checkpoint's state_dict must be a mapping, got Tensor"),
     ):
         with pytest.raises(TypeError, match=f"state_from_drn: {said}"):
             state_from_drn(wrong)
     with pytest.raises(ValueError, match="state_from_drn: checkpoint must hold tensors, got none"):
         state_from_drn({"state_dict": {}})
+    with pytest.raises(ValueError, match="state_from_drn: no name may stand there with and without"):
+        state_from_drn({"module.fc.bias": torch.ones(2), "fc.bias": torch.zeros(2)})
 
 
 def test_torchvisions_resnet_50_is_drn_a_50():

@@ -21,7 +21,7 @@ def state_from_drn(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
 
     Raises:
         TypeError: It is no mapping, or holds something else than tensors.
-        ValueError: There are no tensors in it.
+        ValueError: There are no tensors in it, or two of one name.
 
     Example:
         >>> saved = {"epoch": 3, "arch": "drn_d_22", "state_dict": {"module.fc.bias": torch.zeros(2)}}
@@ -31,9 +31,14 @@ def state_from_drn(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     if not isinstance(checkpoint, Mapping):
         raise TypeError(f"state_from_drn: checkpoint must be a mapping, as torch.load gives it, got {type(checkpoint).__name__}")
     state = checkpoint.get("state_dict", checkpoint)
+    if not isinstance(state, Mapping):
+        raise TypeError(f"state_from_drn: the checkpoint's state_dict must be a mapping, got {type(state).__name__}")
     if not state:
         raise ValueError("state_from_drn: checkpoint must hold tensors, got none")
     for key, value in state.items():
-        if not isinstance(value, Tensor):
-            raise TypeError(f"state_from_drn: every entry must be a Tensor, got {type(value).__name__} for {key!r}")
-    return {key.removeprefix("module."): value for key, value in state.items()}
+        if not isinstance(value, Tensor) or not isinstance(key, str):
+            raise TypeError(f"state_from_drn: every entry must be a Tensor by name, got {type(value).__name__} for {key!r}")
+    found = {key.removeprefix("module."): value for key, value in state.items()}
+    if len(found) < len(state):
+        raise ValueError('state_from_drn: no name may stand there with and without "module.", got one that does')
+    return found
