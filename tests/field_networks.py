@@ -356,6 +356,20 @@ class Generated(nn.Module):
         return F.conv2d(x, self.make(x.mean((2, 3))).view(2, 2, 3, 3), padding=1)
 
 
+class Refusing(nn.Module):
+    """Raises, in two lines."""
+
+    def forward(self, x):
+        raise RuntimeError("no way\nat all")
+
+
+class Unruled(nn.Module):
+    """An op that no rule is known for."""
+
+    def forward(self, x):
+        return x.tril()
+
+
 class Modes(nn.Module):
     """Pads that read the input."""
 
@@ -498,6 +512,7 @@ TORCH = {
         chain(conv(1, 2, rank=3), conv(2, 2, s=2, rank=3), lambda: nn.MaxPool3d(2, 1), up(2, 1, 2, 2, rank=3)),
         (1, 1, 14, 12, 13),
     ),
+    "pads beyond the kernel": (chain(conv(1, 2, s=2, p=5), conv(2, 2, 1, p=3), conv(2, 1, (5, 1), 3, p=6)), (1, 1, 23, 19)),
     "cross": (Cross, (1, 1, 15, 15)),
     "windows": (Windows, (1, 1, 24, 24)),
     "tokens": (Tokens, (1, 1, 20, 20)),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from field_networks import NETWORKS, Gated, Residual, bottleneck, chain, conv, pool, unit
+from field_networks import NETWORKS, Gated, Residual, Unruled, bottleneck, chain, conv, pool, unit
 from torch import nn
 from typer.testing import CliRunner
 
@@ -394,6 +394,17 @@ def test_swapped_axes_have_no_jump():
     assert "depends on the position" in field.notes[0]
 
 
+def test_a_roll_without_axes_moves_elements_from_row_to_row():
+    field = receptive_field(lambda x: torch.roll(x, 7), torch.empty(1, 1, 9, 11), position=(4, 3))
+    assert (field.window.start, field.window.stop) == ((3, 7), (4, 8))
+
+
+def test_nothing_is_said_of_what_an_unknown_op_hides():
+    field = receptive_field(Unruled(), torch.empty(1, 1, 9, 9))
+    assert (field.status, [part.op for part in field.not_understood]) == ("lower_bound", ["aten::tril"])
+    assert not any("does not depend" in note for note in field.notes)
+
+
 def test_counts_too_large_for_memory_are_refused():
     with pytest.raises(TooLargeError, match="do not fit into memory"):
         Seen.at((1, 2**14, 2**14), (None, None, None)).boxed(1, 2)
@@ -420,6 +431,10 @@ def test_the_command_shows_every_layer(tmp_path):
     ("arguments", "message"),
     [
         (["dilated2d c1 i9 k3 d2", "--layer", "conv"], "receptive_field: the network must have the module asked for, got 'conv'"),
+        (
+            ["field_networks:Refusing", "--input", "1x1x9x9"],
+            "receptive-field: the network must run on its example inputs, got RuntimeError: no way\n",
+        ),
         (["dilated2d c1 i9 k3 d2", "--position", "3,4"], "receptive-field: the position must be one index per axis joined by x"),
         (["dilated2d c1 i9 k3 d2", "-o", "a.gif"], "receptive-field: the output file must end in"),
         (["dilated2d c1 i9 k3 d2", "--effective", "--samples", "-1"], "receptive-field: the samples must be at least 1, got -1"),

@@ -177,7 +177,7 @@ class Question:
                 box, phases, first = found
         elif local:
             self._note_fixed(walk, inside, local)
-        if not box.mask.any():
+        if not box.mask.any() and not self.unknown:
             self.notes.append("the output does not depend on the input")
         return self._result(inside, box, phases, jump, first, grows, [node for _, node in everything])
 

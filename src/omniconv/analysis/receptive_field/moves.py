@@ -128,7 +128,9 @@ def repeat(node: Node, _slot: int, up: Seen, _walk: Walk) -> Parts:
 @rule("roll")
 def roll(node: Node, _slot: int, up: Seen, walk: Walk) -> Parts:
     """Around the border."""
-    x, shape = sized(node)
+    x, given = sized(node)
+    shape = given if node["dims"] else (math.prod(given),)  # without axes, that of all elements in a row
+    up = up.reshaped(shape)
     for shift, dim in zip(node["shifts"], node["dims"] or [0], strict=True):
         axis = axis_of(dim, len(shape))
         if up.constant[axis]:
@@ -137,7 +139,7 @@ def roll(node: Node, _slot: int, up: Seen, walk: Walk) -> Parts:
         if table.size and (table.min() < 0 or table.max() >= shape[axis]):
             walk.left(node, axis)
         up = up.reads(axis, shape[axis], table % shape[axis])
-    yield x, up
+    yield x, up.reshaped(given)
 
 
 @rule("flip")

@@ -1,10 +1,12 @@
 """Receptive fields of what a target text names."""
 
+import contextlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from omniconv.analysis import targets
+from omniconv.analysis._users_code import one_line
 from omniconv.analysis.receptive_field.effective import EffectiveReceptiveField, effective_receptive_field
 from omniconv.analysis.receptive_field.field import receptive_field, receptive_fields
 from omniconv.analysis.receptive_field.result import ReceptiveField
@@ -63,15 +65,29 @@ def field_report(
     args, named = found.example_inputs()
     where = None if position is None else tuple(map(int, position.split("x")))
     last: int | str = layers[-1] if layers else 0
-    if position is not None:
-        fields: tuple[ReceptiveField, ...] = (receptive_field(module, *args, of=last, position=where, named=named, local=local),)
-    else:
-        fields = receptive_fields(module, *args, layers=layers, named=named, local=local)
-        if layers is None:
-            fields = (*fields, receptive_field(module, *args, named=named, local=local))
-    effective = None
-    if samples:
-        effective = effective_receptive_field(
-            module, *args, of=last, position=where, named=named, samples=samples, seed=seed, progress=progress
-        )
+    with _run(caller):
+        if position is not None:
+            fields: tuple[ReceptiveField, ...] = (
+                receptive_field(module, *args, of=last, position=where, named=named, local=local),
+            )
+        else:
+            fields = receptive_fields(module, *args, layers=layers, named=named, local=local)
+            if layers is None:
+                fields = (*fields, receptive_field(module, *args, named=named, local=local))
+        effective = None
+        if samples:
+            effective = effective_receptive_field(
+                module, *args, of=last, position=where, named=named, samples=samples, seed=seed, progress=progress
+            )
     return FieldReport(found.source, tuple(map(str, found.inputs)), fields, effective)
+
+
+@contextlib.contextmanager
+def _run(caller: str) -> Iterator[None]:
+    """Whatever a network raises, in one line."""
+    try:
+        yield
+    except Exception as error:  # a network may raise anything
+        if isinstance(error, ValueError) and str(error).startswith(("receptive_field:", "effective_receptive_field:")):
+            raise
+        raise ValueError(f"{caller}: the network must run on its example inputs, got {one_line(error)}") from error

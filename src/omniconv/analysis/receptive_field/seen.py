@@ -171,12 +171,13 @@ class Seen:
         return made._cropped(axis, np.moveaxis(down, 0, axis), first, size)
 
     def _cropped(self, axis: int, counts: Counts, start: int, size: int) -> tuple["Seen", bool]:
-        low, high = max(start, 0), min(start + counts.shape[axis], size)
+        stop = start + counts.shape[axis]
+        low, high = min(max(start, 0), stop), max(min(stop, size), start)  # all may lie on one side
         kept = counts.take(range(low - start, max(high, low) - start), axis)
         outside = kept.shape[axis] != counts.shape[axis] and bool(
-            counts.take(range(low - start), axis).any() or counts.take(range(max(high - start, 0), counts.shape[axis]), axis).any()
+            counts.take(range(low - start), axis).any() or counts.take(range(high - start, counts.shape[axis]), axis).any()
         )
-        return self._with(axis, kept, low, size), outside
+        return self._with(axis, kept, min(max(low, 0), size), size), outside
 
     def reads(self, axis: int, size: int, table: Reads) -> "Seen":
         """Back through an op whose output o reads the inputs ``table[o − start]`` along the axis; −1 reads nothing."""
