@@ -113,14 +113,13 @@ def _eager(who: str, model: nn.Module, x: Tensor, last: bool) -> Way:
 
 def _compiled(name: str, model: nn.Module, x: Tensor, frozen: bool) -> Way:
     """As Inductor makes it; it chooses the layouts itself."""
-    torch._dynamo.reset()
     call = partial(torch.compile(copied(model, False), dynamic=False, options={"freezing": frozen}), x)
-    call()  # what is compiled first must not be forgotten when the next resets
     return Way(name, call, lambda: (call(),))
 
 
 def makers(ours: nn.Module, theirs: nn.Module, x: Tensor, y: Tensor, threads: int, compiled: bool) -> dict[str, Any]:
     """By name what makes a way ready, or why it is absent; ``y`` has the shape of the answer."""
+    torch._dynamo.reset()  # here alone: it forgets what was compiled before
     found: dict[str, Any] = {}
     for who, model in (("torch", theirs), ("omniconv", ours)):
         for last in (False, True):
