@@ -1,11 +1,13 @@
 """Costs of torch's own modules and functions, as the dispatcher sees them, against torch itself on ones and numbers by hand."""
 
 import random
+from dataclasses import dataclass
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from omniconv.analysis import cost
 
@@ -99,3 +101,99 @@ def test_parameters_that_nothing_reads_are_told():
     assert found.params == 12 + 30
     assert ("spare", "unused", 30) in [(row.name, row.op, row.params) for row in found.rows]
     assert any("30 parameters" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    "write", [lambda y: y.add_(1), lambda y: y.fill_(1), lambda y: y[:, :, 0].fill_(1), lambda y: y.copy_(y + 1)]
+)
+def test_a_border_that_was_written_to_is_no_padding(write):
+    weight, x = torch.ones(4, 3, 3, 3), torch.ones(1, 3, 5, 5)
+
+    def padded(x):
+        y = F.pad(x, (1, 1, 1, 1))
+        write(y)
+        return F.conv2d(y, weight)
+
+    assert cost(padded, x).macs_valid == 4 * 3 * 25 * 9
+
+
+def test_a_border_that_stays_zero_is_padding():
+    weight, x = torch.ones(4, 3, 3, 3), torch.ones(1, 3, 5, 5)
+    rectified = cost(lambda x: F.conv2d(F.pad(x, (1, 1, 1, 1)).relu_(), weight), x)
+    assert rectified.macs_valid == 4 * 3 * 13 * 13
+
+
+@dataclass
+class Held:
+    x: torch.Tensor
+
+
+class Wraps(nn.Conv2d):
+    def forward(self, target):
+        return Held(super().forward(target.x))
+
+
+def test_dataclasses_are_opened_and_any_keyword_may_be_given():
+    found = cost(Wraps(3, 4, 3), target=Held(torch.ones(1, 3, 5, 5)), backward=True)
+    assert (found.macs_dense, found.backward.macs_dense) == (972, 972)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("made", [torch.jit.script, lambda m: torch.jit.trace(m, torch.ones(1, 3, 5, 5)), torch.compile])
+def test_compiled_networks(made):
+    network = nn.Sequential(made(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())), nn.Conv2d(4, 2, 1)).train()
+    found = cost(network, torch.ones(1, 3, 5, 5), backward=True)
+    assert (found.params, found.macs_dense, found.backward.macs_dense) == (122, 972 + 72, 972 + 2 * 72)
+    assert not network[1]._forward_hooks
+
+
+def test_lazy_networks_stay_lazy():
+    network = nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(2))
+    found = cost(network, torch.ones(2, 3, 5, 5), backward=True)
+    assert (found.params, found.macs_dense, found.backward.macs_dense) == (112 + 8 + 74, 2 * 1044, 2 * (1044 + 72))
+    assert all(is_lazy(x) for x in [*network.parameters(), network[1].running_mean])
+    with pytest.raises(ValueError, match="a model with lazy parameters must run on its inputs, got"):
+        cost(network, torch.ones(3))
+
+
+def test_in_inference_mode_and_of_what_was_made_in_it():
+    with torch.inference_mode():
+        layer, x = nn.Conv2d(3, 4, 3), torch.ones(1, 3, 5, 5)
+        inside = cost(layer, x, backward=True)
+    for found in (inside, cost(layer, x, backward=True), cost(nn.Conv2d(3, 4, 3), x, backward=True)):
+        assert (found.params, found.macs_dense, found.backward.macs_dense) == (112, 972, 972)
+    assert layer.weight.is_inference()
+
+
+def test_a_complex_product_is_four_of_real_numbers():
+    found = cost(torch.mm, torch.ones(2, 3, dtype=torch.cfloat), torch.ones(3, 4, dtype=torch.cfloat))
+    assert (found.macs_dense, found.flops, found.status["flops"]) == (24, 8 * 24, "exact")
+
+
+def test_sparse_operands_are_unknown_and_no_end():
+    found = cost(lambda x: torch.sparse.mm(x.to_sparse(), x) @ x, torch.eye(5))
+    assert (found.macs_dense, found.status["macs_dense"]) == (125, "lower_bound")
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers(kind):
+    steps, x, gates = 7, torch.ones(7, 3, 6), {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1}[kind]
+    found = cost(kind(6, 5), x.requires_grad_(), backward=True)
+    seen, state = steps * 3 * gates * 5 * 6, steps * 3 * gates * 5 * 5
+    assert (found.macs_dense, found.status["macs_dense"]) == (seen + state, "exact")
+    assert 2 * (seen + state) - found.backward.macs_dense in (0, state // steps)  # the first state wants no gradient
+
+
+def test_coverage_is_of_both_passes():
+    layer, x = nn.EmbeddingBag(10, 4), torch.zeros(2, 3, dtype=torch.long)
+    found = cost(layer, x, backward=True)
+    assert found.coverage.unknown
+    assert found.coverage.ops > cost(layer, x).coverage.ops
+    assert found.coverage.known + sum(calls for _, calls in found.coverage.unknown) == found.coverage.ops
+
+
+def test_errors_inside_are_reported_and_nothing_is_printed(capfd):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(9, 9))
+    stopped = cost(network, torch.ones(1, 3, 5, 5))
+    assert (stopped.macs_dense, stopped.status["macs_dense"]) == (972, "lower_bound")
+    assert capfd.readouterr() == ("", "")

@@ -215,10 +215,11 @@ def test_refusals_are_one_line(user, text, said):
 
 
 def test_a_file_that_fails_leaves_no_module_behind(user):
+    before = set(sys.modules)
     for name in ("broken", "leaving"):
         with pytest.raises(ValueError, match="must import"):
             load(f"{name}.py:f")
-    assert not [name for name in sys.modules if name.startswith("_omniconv_target")]
+    assert not [name for name in sys.modules if name.startswith("_omniconv_target") and name not in before]
 
 
 @pytest.mark.parametrize(
@@ -378,3 +379,8 @@ def test_models_that_are_refused(text, said):
     with pytest.raises(ValueError, match="must") as refusal:
         load(text)
     assert said in str(refusal.value)
+
+
+def test_an_input_that_no_memory_holds_is_refused(user):
+    with pytest.raises(ValueError, match="target: an input must fit into memory, got '999999999x999999999x9'"):
+        load("mynets:build", input="999999999x999999999x9").example_inputs()

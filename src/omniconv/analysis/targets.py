@@ -127,9 +127,12 @@ class Target:
 
 
 def _filled(spec: Input, dtype: torch.dtype, device: torch.device, generator: torch.Generator) -> Tensor:
-    if device.type == "meta" or not dtype.is_floating_point:
-        return torch.zeros(spec.shape, dtype=dtype, device=device)
-    return torch.randn(spec.shape, generator=generator).to(device, dtype)
+    try:
+        if device.type == "meta" or not dtype.is_floating_point:
+            return torch.zeros(spec.shape, dtype=dtype, device=device)
+        return torch.randn(spec.shape, generator=generator).to(device, dtype)
+    except (RuntimeError, TypeError) as error:  # of torch, on sizes that no memory or no number holds
+        raise ValueError(f"target: an input must fit into memory, got '{spec}'") from error
 
 
 def read_problem(text: str) -> Problem:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 # what a module keeps in dictionaries of its own, which hooks, and code that sets attributes, change
 _BOOKS = (
@@ -113,11 +114,22 @@ def _modules_own(module: nn.Module, weights: bool) -> list[Callable[[], None]]:
     restores: list[Callable[[], None]] = []
     tensors: dict[int, Tensor] = {}
     for part in module.modules():
-        restores.append(_attributes(part))
+        restores.append(_training(part) if isinstance(part, torch.jit.ScriptModule) else _attributes(part))
         tensors |= {id(x): x for x in [*part._parameters.values(), *part._buffers.values()] if x is not None}
         tensors |= {id(x): x for x in vars(part).values() if isinstance(x, Tensor)}
     restores += [_tensor(x, weights or not isinstance(x, nn.Parameter)) for x in tensors.values()]
     return restores
+
+
+def _training(part: nn.Module) -> Callable[[], None]:
+    """The mode of a part that is not Python's, and whose books are views of what it has."""
+    training = part.training
+
+    def restore() -> None:
+        if part.training != training:
+            part.training = training
+
+    return restore
 
 
 def _attributes(part: nn.Module) -> Callable[[], None]:
@@ -150,14 +162,15 @@ def _tensor(x: Tensor, numbers: bool) -> Callable[[], None]:
     wants, leaf = x.requires_grad, x.is_leaf
     gradient = x.grad if leaf else None
     gradients = None if gradient is None else gradient.detach().clone()
-    kept = x.detach().clone() if numbers and not x.is_meta else None
+    kept = x.detach().clone() if numbers and not x.is_meta and not is_lazy(x) else None
 
     def restore() -> None:
         with torch.no_grad():
             if kept is not None and not _same(x, kept):
                 x.detach().copy_(kept)
             if leaf:
-                x.requires_grad_(wants)
+                if x.requires_grad != wants:
+                    x.requires_grad_(wants)
                 x.grad = gradient
             if gradient is not None and gradients is not None and not _same(gradient, gradients):
                 gradient.detach().copy_(gradients)

@@ -1,7 +1,7 @@
 """A call of an op as the dispatcher sees it, and the table of formulas by the op's name."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 from torch import Tensor
@@ -57,11 +57,13 @@ def base_name(op: str) -> str:
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """Every tensor in an argument list, lists and tuples opened."""
+    """Every tensor in an argument list; lists, tuples, dictionaries and dataclasses are opened."""
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, (list, tuple)):
         return [t for part in value for t in tensors_in(part)]
     if isinstance(value, dict):
         return [t for part in value.values() for t in tensors_in(part)]
+    if is_dataclass(value) and not isinstance(value, type):
+        return [t for part in vars(value).values() for t in tensors_in(part)]
     return []

@@ -1,6 +1,7 @@
 """Runs a copy of a model on tensors without data, and adds up what was seen."""
 
 import copy
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.nn.parameter import UninitializedBuffer, is_lazy
 from torch.utils._pytree import tree_map
 
 from omniconv.analysis.cost.calls import tensors_in
@@ -21,7 +23,7 @@ from omniconv.techniques import find
 from omniconv.techniques._operator import watching
 
 
-def cost(target: nn.Module | Callable[..., Any] | Problem | str, *inputs: Any, backward: bool = False, **kwargs: Any) -> Cost:
+def cost(target: nn.Module | Callable[..., Any] | Problem | str, /, *inputs: Any, backward: bool = False, **kwargs: Any) -> Cost:
     """Counts what a layer, a network or a function of tensors costs, op by op as torch's dispatcher sees them.
 
     The model is never run: a copy of its structure is, with tensors that have shapes but no data. So nothing of it changes, an
@@ -30,7 +32,8 @@ def cost(target: nn.Module | Callable[..., Any] | Problem | str, *inputs: Any, b
 
     MACs are multiply-accumulates of matrix products and convolutions, gradients included; what else is calculated counts as
     ``flops``, by estimates. Of zeros that pad a convolution ``macs_valid`` leaves out the products; in the other padding modes
-    every tap lands, and it equals ``macs_dense``.
+    every tap lands, and it equals ``macs_dense``. Zeros that a model puts around its numbers by other means than padding, as
+    ``unfold`` does, count as numbers.
 
     Args:
         target: A module, a function, a Problem or its text form.
@@ -41,7 +44,7 @@ def cost(target: nn.Module | Callable[..., Any] | Problem | str, *inputs: Any, b
 
     Raises:
         TypeError: The target cannot be called, or a Problem was given inputs.
-        ValueError: The text is no Problem, or its technique does not take it.
+        ValueError: The text is no Problem, or its technique does not take it; a model with lazy parameters does not run.
 
     Example:
         >>> cost(torch.nn.Conv2d(3, 8, 3, padding=1), torch.empty(1, 3, 32, 32)).macs_dense
@@ -61,8 +64,8 @@ def cost(target: nn.Module | Callable[..., Any] | Problem | str, *inputs: Any, b
         raise TypeError(f"cost: the target must be a module, a function, a Problem or its text, got {type(target).__name__}")
     name = type(target).__name__ if isinstance(target, nn.Module) else getattr(target, "__name__", type(target).__name__)
     module = target if isinstance(target, nn.Module) else None
-    with untouched(module, weights=False):
-        return _counted(name, target, inputs, kwargs, backward)
+    with untouched(module, weights=False), torch.inference_mode(False):
+        return _counted(name, _with_shapes(target, inputs, kwargs), inputs, kwargs, backward)
 
 
 def _of_problem(problem: Problem, backward: bool) -> Cost:
@@ -79,12 +82,29 @@ def _of_problem(problem: Problem, backward: bool) -> Cost:
         return _counted(str(problem), layer, (x,), {}, backward)
 
 
+def _with_shapes(target: Any, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The target; of a model with lazy parameters a copy that has run once, which gives them their shapes."""
+    if not isinstance(target, nn.Module) or not any(map(is_lazy, [*target.parameters(), *target.buffers()])):
+        return target
+    lazy: Callable[..., Any] = UninitializedBuffer  # has no copy of its own, as parameters have
+    memo = {id(x): lazy(device=x.device, dtype=x.dtype) for x in target.buffers() if is_lazy(x)}
+    made = copy.deepcopy(target, memo)
+    args, named = _detached((inputs, kwargs))
+    try:
+        with torch.no_grad():
+            made(*args, **named)
+    except Exception as error:
+        raise ValueError(f"cost: a model with lazy parameters must run on its inputs, got {_first_line(error)}") from error
+    return made
+
+
 def _counted(name: str, target: Any, inputs: tuple[Any, ...], kwargs: dict[str, Any], backward: bool) -> Cost:
     """Without data where that serves; else on data, in a copy; else as far as it came."""
     given = tensors_in([inputs, kwargs])
     without = _Run(name, backward)
     try:
-        return without(*_without_data(target, inputs, kwargs))
+        with _silent(_FAKES):
+            return without(*_without_data(target, inputs, kwargs))
     except Exception as error:
         failed = error
     if any(isinstance(x, FakeTensor) or x.is_meta for x in given):
@@ -95,6 +115,18 @@ def _counted(name: str, target: Any, inputs: tuple[Any, ...], kwargs: dict[str, 
             return with_data(None, *_with_data(target, inputs, kwargs))
     except Exception as error:
         return with_data.as_far_as(error)
+
+
+_FAKES = logging.getLogger("torch._subclasses.fake_tensor")  # prints the traceback of what is raised as well
+
+
+@contextmanager
+def _silent(logger: logging.Logger) -> Iterator[None]:
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _first_line(error: Exception) -> str:
@@ -127,14 +159,25 @@ def _without_data(
     def of(x: Any) -> Any:
         if not isinstance(x, Tensor) or isinstance(x, FakeTensor):
             return x
-        if x.is_meta and device is not None:
-            with mode:
-                return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=device).requires_grad_(x.requires_grad)
+        if (x.is_meta and device is not None) or x.is_inference():
+            return _like(x, mode, device if x.is_meta else x.device)
         return mode.from_tensor(x.detach()).requires_grad_(x.requires_grad)
 
     fake = tree_map(of, (inputs, kwargs))
-    memo = {id(x): x if isinstance(x, FakeTensor) else mode.from_tensor(x) for x in held}
+    memo: dict[int, Any] = {}
+    for x in held:
+        if x.is_inference() and not isinstance(x, FakeTensor):
+            made = _like(x, mode, x.device)
+            memo[id(x)] = nn.Parameter(made, x.requires_grad) if isinstance(x, nn.Parameter) else made
+        else:
+            memo[id(x)] = x if isinstance(x, FakeTensor) else mode.from_tensor(x)
     return mode, _copy(target, memo), *fake
+
+
+def _like(x: Tensor, mode: FakeTensorMode, device: torch.device | None) -> Tensor:
+    """A tensor without data in the place of one that torch does not turn into such."""
+    with mode:
+        return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=device).requires_grad_(x.requires_grad)
 
 
 def _held(module: nn.Module) -> list[Tensor]:

@@ -1,6 +1,9 @@
 """What ops besides products cost: flops by estimates a number, and what only moves bytes."""
 
+from dataclasses import replace
 from math import prod
+
+import torch
 
 from omniconv.analysis.cost.calls import FORMULAS, Call, base_name, formula, per_axis, tensors_in
 from omniconv.analysis.cost.work import Work, bytes_of
@@ -93,6 +96,15 @@ def _recurrent(call: Call) -> Work:
     return Work(macs, macs, 9 * steps * weights[0].shape[0])
 
 
+@formula("aten::mkldnn_rnn_layer_backward")
+def _recurrent_backward(call: Call) -> Work:
+    """The gradients of both weights, the input and the state: twice the forward's products."""
+    x, *weights = call.args[:5]
+    steps = x.shape[0] * x.shape[1]
+    macs = 2 * steps * sum(w.numel() for w in weights[:2])
+    return Work(macs, macs, 18 * steps * weights[0].shape[0])
+
+
 @formula("aten::_cdist_forward", "aten::_euclidean_dist")
 def _distances(call: Call) -> Work:
     a, b = call.args[:2]
@@ -121,9 +133,12 @@ def work_of(call: Call, elementwise: bool) -> Work | None:
         call: What was called.
         elementwise: Whether torch says so of the op.
     """
+    if any(t.layout != torch.strided for t in tensors_in(call.args)):
+        return None
     found = FORMULAS.get(call.op)
     if found is not None:
-        return found(call)
+        work = found(call)
+        return replace(work, complex=True) if work.macs_dense and call.result.is_complex() else work
     if not call.op.startswith("aten::"):
         return None
     name, results = base_name(call.op), tensors_in(call.out)

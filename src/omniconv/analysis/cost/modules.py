@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
 from omniconv.analysis.cost.calls import base_name, tensors_in
@@ -30,6 +31,8 @@ class Modules:
 
     def __enter__(self) -> "Modules":
         for name, module in self.modules.items():
+            if isinstance(module, torch.jit.ScriptModule):  # takes no hooks: what it does is its parent's
+                continue
             self._hooks.append(module.register_forward_pre_hook(self._entered(name), prepend=True))
             self._hooks.append(module.register_forward_hook(self._left(name), always_call=True))
         return self

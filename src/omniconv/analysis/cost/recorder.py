@@ -23,10 +23,14 @@ from omniconv.techniques._operator import watching
 
 # what makes no numbers and moves none
 _FREE = frozenset(("_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "lift_fresh"))
+# views that torch does not call so, for they may be written to
+_FREE |= frozenset(("unsafe_split", "unsafe_split_with_sizes", "unsafe_chunk"))
 # views in place, which torch does not call views
 _FREE |= frozenset(("as_strided", "detach", "squeeze", "swapaxes", "swapdims", "t", "transpose", "unsqueeze"))
 # what hands a parameter on as it is, in another type or layout
 _COPIES = frozenset(("_to_copy", "clone", "contiguous", "copy"))
+# what in place leaves every zero zero
+_KEEPS_ZEROS = frozenset(("relu", "leaky_relu", "neg", "zero"))
 
 
 @dataclass
@@ -109,7 +113,7 @@ class Recorder(TorchDispatchMode):
         self.backwards = False  # which pass is running
         self._origins: dict[int, Origin] = {}  # by the number of a node of the graph
         self._inside: HouseCall | None = None
-        self._pads = WeakIdKeyDictionary()  # zeros around a tensor, by axis
+        self._pads = WeakIdKeyDictionary()  # storage -> the layout of the tensor that fills it, and the zeros around that, by axis
         self._of = WeakIdKeyDictionary()  # storage -> sizes of the parameters in it, not yet credited, by their place
         self._uncredited: dict[Any, int] = {}
         self._composite: dict[Any, bool] = {}
@@ -137,7 +141,7 @@ class Recorder(TorchDispatchMode):
         if not results:
             return out
         self.memory.see(results)
-        self._carry(op, args, results)
+        self._carry(func, op, args, results)
         line = None
         if not (func.is_view or base_name(op) in _FREE):
             line = self._worked(func, op, args, kwargs, out, results)
@@ -161,8 +165,7 @@ class Recorder(TorchDispatchMode):
         results = tensors_in(out)
         work = house_work(op, given)
         moved = sum(map(bytes_of, operands)) + sum(map(bytes_of, results))
-        if not self.backwards:
-            self.ops += 1
+        self.ops += 1
         call.line = self._line_of(self.modules.name, f"omniconv::{op.__name__}", work.forward, operands, results)
         call.work, call.moved = work.backward, moved + sum(bytes_of(x) for x in operands if x.requires_grad)
         counts = Counts(work.forward.macs_dense, work.forward.macs_valid, work.forward.flops, moved, call.inside)
@@ -179,20 +182,34 @@ class Recorder(TorchDispatchMode):
             self._composite[func] = made_of_others and not func.is_view
         return self._composite[func]
 
-    def _carry(self, op: str, args: tuple[Any, ...], results: list[Tensor]) -> None:
+    def _carry(self, func: Any, op: str, args: tuple[Any, ...], results: list[Tensor]) -> None:
         """What is known of an operand and still holds of the result."""
         name = base_name(op)
+        if any(x.layout != torch.strided for x in results):
+            return
+        if func._schema.is_mutable and name not in _KEEPS_ZEROS:
+            for x in results:
+                self._pads.pop(x.untyped_storage(), None)
+        pads = None
         if name in _COPIES:
-            source = args[-1] if name == "copy" and len(args) == 2 else args[0]
-            held = self._of.get(source.untyped_storage()) if isinstance(source, Tensor) else None
+            source = args[-1] if name == "copy" else args[0]
+            if not isinstance(source, Tensor) or source.layout != torch.strided:
+                return
+            held = self._of.get(source.untyped_storage())
             if held is not None:
                 self._of[results[0].untyped_storage()] = held
-            if isinstance(source, Tensor) and source in self._pads and source.shape == results[0].shape:
-                self._pads[results[0]] = self._pads[source]
+            pads = self._pads_around(source) if source.shape == results[0].shape else None
         elif name == "constant_pad_nd":
             pads = _pads_of(args)
-            if pads is not None:
-                self._pads[results[0]] = pads
+        if pads is not None:
+            self._pads[results[0].untyped_storage()] = (_layout(results[0]), pads)
+
+    def _pads_around(self, x: Tensor) -> Pairs | None:
+        """The zeros that a tensor holds on its sides, as far as is known."""
+        if x.layout != torch.strided:
+            return None
+        layout, pads = self._pads.get(x.untyped_storage(), (None, None))
+        return pads if layout == _layout(x) else None
 
     def _worked(
         self, func: Any, op: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, results: list[Tensor]
@@ -208,8 +225,7 @@ class Recorder(TorchDispatchMode):
             return origin.call.line
         call = self._call(func, op, args, kwargs, out, operands)
         work = work_of(call, torch.Tag.pointwise in func.tags)
-        if not self.backwards:
-            self.ops += 1
+        self.ops += 1
         if work is None:
             self.unknown[op] = self.unknown.get(op, 0) + 1
         once = moved if work is None or work.bytes_min is None else work.bytes_min
@@ -248,8 +264,8 @@ class Recorder(TorchDispatchMode):
         padded = next((t for t in operands if t.dim() > 2), None) if "convolution" in op else None
         if op == "aten::convolution_backward":
             padded = args[1]
-        pads = self._pads.get(padded) if padded is not None else None
-        shared = any(t.untyped_storage() in self._of for t in operands)
+        pads = self._pads_around(padded) if padded is not None else None
+        shared = any(t.untyped_storage() in self._of for t in operands if t.layout == torch.strided)
         return Call(op, tuple(given), out, pads, shared)
 
     def _line_of(self, name: str, op: str, work: Work | None, operands: list[Tensor], results: list[Tensor]) -> Line:
@@ -265,6 +281,8 @@ class Recorder(TorchDispatchMode):
         """Parameters that these operands hold, the first time that they are asked for."""
         found = 0
         for x in operands:
+            if x.layout != torch.strided:
+                continue
             for key in self._of.get(x.untyped_storage(), ()):
                 found += self._uncredited.pop(key, 0)
         return found
@@ -274,9 +292,13 @@ class Recorder(TorchDispatchMode):
         return self._uncredited
 
     def coverage(self) -> Coverage:
-        """How much of the forward is known."""
+        """How much of what ran is known."""
         names = tuple(sorted(self.unknown.items(), key=lambda item: -item[1]))
         return Coverage(self.ops, self.ops - sum(self.unknown.values()), names)
+
+
+def _layout(x: Tensor) -> tuple[Any, ...]:
+    return tuple(x.shape), x.stride(), x.storage_offset()
 
 
 def _pads_of(args: tuple[Any, ...]) -> Pairs | None:

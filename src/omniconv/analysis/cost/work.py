@@ -19,7 +19,8 @@ WORDS = {dtype: word for word, dtype in DTYPES.items()}
 class Work:
     """The arithmetic of one call. ``extra`` are flops beyond 2·macs_dense; ``bytes_min`` None means each operand once.
 
-    ``scratch`` are bytes that the op writes and reads again inside. ``valid`` and ``flops_status`` are statuses.
+    ``scratch`` are bytes that the op writes and reads again inside. ``valid`` and ``flops_status`` are statuses. A MAC of
+    ``complex`` numbers is one MAC, and four products and four sums.
     """
 
     macs_dense: int = 0
@@ -31,11 +32,12 @@ class Work:
     scratch: int = 0
     valid: str = "exact"
     flops_status: str = "estimate"
+    complex: bool = False
 
     @property
     def flops(self) -> int:
         """All of them."""
-        return 2 * self.macs_dense + self.extra
+        return (8 if self.complex else 2) * self.macs_dense + self.extra
 
 
 def bytes_of(x: Tensor) -> int:
