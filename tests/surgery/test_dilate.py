@@ -739,6 +739,15 @@ def test_indices_of_channels_and_flipped_colours():
     assert torch.equal(taken(stride_to_dilation(Labels(), 1)(x), 2), Labels()(x))
 
 
+def test_what_training_alone_calls_is_named():
+    net = Own(lambda m, x: (m.last(x), m.auxiliary(x)) if m.training else m.last(x), last=nn.Conv2d(4, 4, 1))
+    net.auxiliary = nn.Sequential(nn.Conv2d(4, 2, 3), nn.ReLU(), nn.Conv2d(2, 2, 1))
+    assert dilation_plan(net, 1).notes == ("not called in evaluation, and left as they are: auxiliary.0, auxiliary.2",)
+    assert dilation_plan(net, 2).notes == ()
+    separable = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), ours.DepthwiseSeparableConv2d(4, 4, 3, padding=1))
+    assert dilation_plan(separable, 1).notes == ()
+
+
 def test_branches_that_would_part_are_refused():
     class Fork(nn.Module):
         def __init__(self):

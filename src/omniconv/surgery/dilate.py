@@ -176,7 +176,18 @@ def _followed(model: nn.Module, output_stride: int, example_input: Any) -> tuple
                 if outcome is not None:
                     twin = _apply(twin, name, outcome)
             walk.compare(twin, lambda: twin(*arguments))
+        walk.recorder.notes += _idle(model, walk.outcomes)
     return walk.outcomes, walk.recorder.notes
+
+
+def _idle(model: nn.Module, reached: Iterable[str]) -> list[str]:
+    """A note on the convolutions that nothing is known of: heads of training alone, say."""
+    names = set(reached)
+    idle = [
+        name for name, module in model.named_modules()
+        if isinstance(module, CONV) and name not in names and name.rpartition(".")[0] not in names
+    ]  # fmt: skip
+    return [f"not called in evaluation, and left as they are: {', '.join(idle)}"] if idle else []
 
 
 @contextmanager
