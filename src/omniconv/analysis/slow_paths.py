@@ -13,7 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from omniconv.analysis.layers import FORMATS, Kind
 from omniconv.techniques._layer import Layer
 
-LARGE_KERNEL = 13  # taps an axis
+LARGE_KERNEL = 15  # taps an axis: of 13 oneDNN still takes jit_dw, of 15 gemm:jit (torch 2.13, ONEDNN_VERBOSE=1)
 FEW = 16  # channels a group: what a vector of AVX-512 holds
 
 
@@ -75,30 +75,32 @@ SLOW_PATHS: tuple[SlowPath, ...] = (
     ),
     SlowPath(
         "depthwise 3-D", _depthwise(lambda k, c: len(c.kernel_size) == 3),
-        "oneDNN's fast depthwise kernels are for two axes",
+        "oneDNN's depthwise kernels for three axes are for channels-last memory and dense taps: others are reordered or multiplied",
     ),
     SlowPath(
         "contiguous depthwise", _depthwise(lambda k, c: len(c.kernel_size) == 2 and _contiguous(k)),
         "oneDNN's depthwise kernels work on blocked or channels-last memory: a contiguous input is reordered there and back",
     ),
     SlowPath(
-        "dilated depthwise", _depthwise(lambda k, c: max(c.dilation) > 1), "oneDNN's fast depthwise kernels are for dense taps"
+        "dilated depthwise", _depthwise(lambda k, c: max(c.dilation) > 1),
+        "oneDNN's depthwise kernels for channels-last memory are for dense taps: those for blocked memory take over",
     ),
     SlowPath(
         "depth multiplier", _depthwise(lambda k, c: c.out_channels != c.in_channels),
         "oneDNN's depthwise kernels have one filter a channel: more are groups of one input channel",
     ),
     SlowPath(
-        "large-kernel depthwise", _depthwise(lambda k, c: max(c.kernel_size) >= LARGE_KERNEL),
-        f"depthwise kernels are written for few taps, not for {LARGE_KERNEL} an axis and more",
+        "large-kernel depthwise",
+        _depthwise(lambda k, c: len(c.kernel_size) == 2 and max(c.kernel_size) >= LARGE_KERNEL and _contiguous(k)),
+        f"of {LARGE_KERNEL} taps an axis and more oneDNN has no depthwise kernel for contiguous input: it multiplies matrices",
     ),
     SlowPath(
         "grouped", _torchs(lambda k, c: not c.transposed and 1 < c.groups < c.in_channels < FEW * c.groups),
-        f"groups of fewer than {FEW} channels do not fill a vector",
+        f"groups of fewer than {FEW} channels do not fill a vector of AVX-512",
     ),
     SlowPath(
         "transposed with groups", _torchs(lambda k, c: c.transposed and c.groups > 1),
-        "torch's transposed convolution goes group by group, or through oneDNN's generic kernels",
+        "oneDNN reorders input, weight and output around a gradient of its convolution; without oneDNN torch goes group by group",
     ),
     SlowPath(
         "padding mode", _torchs(lambda k, c: c.padding_mode != "zeros"),
