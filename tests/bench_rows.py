@@ -5,7 +5,7 @@ from pathlib import Path
 
 from omniconv import techniques
 from omniconv.analysis.peaks import Floor, Level, Peaks
-from omniconv.bench.networks import NetworkLayer
+from omniconv.bench.layer_lists import NetworkLayer
 from omniconv.bench.peers import FORWARD, Absent
 from omniconv.bench.results import Benchmark, Measured, Row, Settings
 from omniconv.bench.runner import run

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from omniconv.analysis.peaks import Demand
 from omniconv.analysis.tables import as_markdown
 from omniconv.bench import peers, runner
-from omniconv.bench.networks import measurable, parse_layers, read_layers
+from omniconv.bench.layer_lists import measurable, parse_layers, read_layers
 from omniconv.bench.peers import BOTH, DIRECTIONS, FORWARD, Way, rivals
 from omniconv.bench.results import Measured, fastest, load
 from omniconv.bench.runner import StoppedClock, agree, run

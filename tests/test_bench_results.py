@@ -10,7 +10,7 @@ import pytest
 from bench_rows import REPOSITORY, SMALL, TINY, benchmark, measured, row, timing
 
 from omniconv.analysis.tables import as_csv, as_json
-from omniconv.bench.networks import measurable
+from omniconv.bench.layer_lists import measurable
 from omniconv.bench.peers import BOTH, FORWARD
 from omniconv.bench.results import Measured, Row, fastest, load, slug
 from omniconv.bench.speed import NO_RESULTS, RESULTS, committed, readme_table, summaries, tables, update_readme

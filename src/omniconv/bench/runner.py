@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from omniconv.analysis.doctor import Package, examine
 from omniconv.analysis.peaks import Demand, Peaks, measure_peaks
 from omniconv.bench.compare import PEER_TOLERANCE, fresh_layer
-from omniconv.bench.networks import NetworkLayer, read_layers
+from omniconv.bench.layer_lists import NetworkLayer, read_layers
 from omniconv.bench.peers import BOTH, DIRECTIONS, FORMATS, Absent, Rival, Task, Way, laid_out, reason_of, rivals, torch_way, ways
 from omniconv.bench.results import SHORTEST_SCALED, Benchmark, Measured, Row, Settings
 from omniconv.problem import Problem

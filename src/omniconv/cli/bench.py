@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.text import Text
 
 from omniconv.analysis.targets import read_problem
+from omniconv.bench.layer_lists import NetworkLayer, measurable
 from omniconv.bench.network import NetworkBenchmark, bench_network
 from omniconv.bench.network_tables import network_headline, network_remarks, network_tables
-from omniconv.bench.networks import NetworkLayer, measurable
 from omniconv.bench.peers import DIRECTIONS
 from omniconv.bench.results import Benchmark
 from omniconv.bench.runner import run
