@@ -252,6 +252,16 @@ def test_tables_fit(command, width):
     assert "…" not in result.stdout
 
 
+@pytest.mark.parametrize("width", [80, 120])
+def test_long_names_are_shortened_and_never_the_numbers(width):
+    names, numbers = Column("layer", "layer", lambda row: row[0]), Column("macs", "MACs", lambda row: row[1], right=True)
+    console = Console(width=width, file=io.StringIO())
+    draw(Table("", [names, numbers], [("a" * 200, "1,234,567")]), console)
+    (line,) = [line for line in console.file.getvalue().splitlines() if "1,234,567" in line]
+    assert len(line) <= width
+    assert "…" in line
+
+
 @pytest.mark.parametrize("technique", TECHNIQUES, ids=lambda t: t.name)
 def test_info(technique):
     text = run("info", technique.name, width=400).stdout

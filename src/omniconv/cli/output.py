@@ -169,11 +169,16 @@ def draw(table: Table, console: Console) -> None:
     if table.title:
         console.print(Text(table.title, style="bold"))
     drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for column in beside:
+    widths = [_wide(column, table.rows, console.width) for column in beside]
+    excess = sum(widths) + 3 * (len(widths) - 1) - console.width
+    longest = max(widths, default=0)
+    for column, width in zip(beside, widths, strict=True):
         folds = column.name in below or column.folds
+        shortened = excess > 0 and not folds and not column.right and column.bar is None and width == longest
         drawn.add_column(
-            column.head, justify="right" if column.right else "left", no_wrap=not folds, vertical="top", overflow="fold"
-        )
+            column.head, justify="right" if column.right else "left", no_wrap=not folds, vertical="top",
+            overflow="ellipsis" if shortened else "fold", max_width=max(width - excess, 8) if shortened else None,
+        )  # fmt: skip
     for row in table.rows:
         drawn.add_row(*[_cell(column, below.get(column.name), row, console.width) for column in beside])
     console.print(drawn)
@@ -183,17 +188,18 @@ def draw(table: Table, console: Console) -> None:
 
 def _fitting(columns: list[Column], rows: Sequence[Any], width: int) -> list[Column]:
     """The columns without as many of those that can be done without, the neediest first, as do not fit."""
-
-    def wide(column: Column) -> int:
-        cells = [*column.head.split("\n"), *(column.shown(row) for row in rows)]
-        widest = max(map(len, cells), default=0)
-        bar = 0 if column.bar is None else _cells(width) + max(6 - widest, 0) + 1
-        return (min(widest, _FOLDED) if column.folds else widest) + bar
-
     kept = list(columns)
-    while sum(map(wide, kept)) + 3 * (len(kept) - 1) > width and any(column.needs for column in kept):
+    while sum(_wide(column, rows, width) for column in kept) + 3 * (len(kept) - 1) > width and any(column.needs for column in kept):
         kept.remove(max(kept, key=lambda column: column.needs))
     return kept
+
+
+def _wide(column: Column, rows: Sequence[Any], width: int) -> int:
+    """Characters that a column takes."""
+    cells = [*column.head.split("\n"), *(column.shown(row) for row in rows)]
+    widest = max(map(len, cells), default=0)
+    bar = 0 if column.bar is None else _cells(width) + max(6 - widest, 0) + 1
+    return (min(widest, _FOLDED) if column.folds else widest) + bar
 
 
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
