@@ -167,6 +167,8 @@ def broken(change):
         (lambda data, folder: None, "must be readable"),
         (lambda data, folder: (folder / "x.json").write_text("{"), "must be JSON"),
         (lambda data, folder: (folder / "x.json").write_bytes(b"\xff\xfe"), "must be JSON"),
+        (lambda data, folder: (folder / "x.json").write_text("[" * 100_000), "must be JSON"),
+        (broken(lambda d: d.update(macs_dense=float("-inf"))), "-Infinity is no number"),
         (lambda data, folder: (folder / "x.json").write_text("[]"), "of kind None"),
         (broken(lambda d: d.update(kind="bench")), "of kind 'bench'"),
         (broken(lambda d: d.update(schema_version=2)), "schema_version must be 1, got 2"),

@@ -167,12 +167,17 @@ def _compared(before: str | Path, after: str | Path, conditions: list[Condition]
     )
 
 
+def _refused(word: str) -> float:
+    """NaN and the infinities, which Python reads and JSON has not."""
+    raise ValueError(f"{word} is no number")
+
+
 def _read(path: str | Path) -> dict[str, Any]:
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        data = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_refused)
     except OSError as error:
         raise ValueError(f"the file must be readable, got '{path}' ({error.strerror})") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"the file must be JSON, got '{path}' ({str(error).splitlines()[0]})") from None
     kind = data.get("kind") if isinstance(data, dict) else None
     if kind != "summary":
