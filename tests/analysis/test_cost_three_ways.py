@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from omniconv import _native
 from omniconv.analysis import cost, flop_formulas
+from omniconv.functional import causal_conv1d_fn, causal_conv1d_update
 from omniconv.nn import DeformConv2d
 from omniconv.techniques import parse
 from omniconv.testing import make_inputs
@@ -229,3 +230,13 @@ def test_every_native_op_is_in_torchs_counter():
     counted = {str(op).removeprefix("omniconv.") for op in flop_registry if str(op).startswith("omniconv.")}
     drawn = {"dynamic_drops"}  # random bits
     assert not {name for name in ours - counted - drawn if name.startswith(("depthwise", "dynamic", "lightweight", "pointwise"))}
+
+
+def test_causal_convolutions_by_hand():
+    """Of 10 outputs the first three miss 3, 2 and 1 of 4 taps; with a state none is missed."""
+    x, weight, state = torch.ones(2, 6, 10), torch.ones(6, 4), torch.ones(2, 6, 3)
+    whole = cost(causal_conv1d_fn, x.requires_grad_(), weight.requires_grad_(), backward=True)
+    step = cost(causal_conv1d_update, torch.zeros(2, 6), state, weight)
+    assert (whole.macs_dense, whole.macs_valid, whole.backward.macs_dense) == (2 * 6 * 40, 2 * 6 * 34, 2 * 480)
+    assert (step.macs_dense, step.macs_valid) == (2 * 6 * 4, 2 * 6 * 4)
+    assert torch.equal(state, torch.ones(2, 6, 3))
