@@ -349,3 +349,9 @@ def test_what_is_no_target_is_refused(target):
 def test_the_room_names_what_it_has():
     assert set(room.__all__) <= set(dir(room))
     assert Problem.parse("standard2d c2 i3")  # a Problem's text is the target's
+
+
+def test_a_problem_beyond_running_is_refused():
+    for text in ("standard2d c999999999 i999999999 k3", "pointwise1d c1 i999999999"):
+        with pytest.raises(ValueError, match=r"^verify: the problem must be small enough to run, at most 1e\+10 multiply"):
+            verify(text)

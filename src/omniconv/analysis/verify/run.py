@@ -15,6 +15,9 @@ from omniconv.techniques import TECHNIQUES, Technique, find
 
 Progress = Callable[[float, str], None]
 
+# of a problem asked for by name, which is run in float64 several times over
+MOST_MACS, MOST_BYTES = 10**10, 10**9
+
 
 @dataclass(frozen=True)
 class Verification:
@@ -63,6 +66,17 @@ def summaries(result: Verification, by: str = "check") -> tuple[Summary, ...]:
     )
 
 
+def _countable(problem: Problem) -> Problem:
+    """The problem, unless it is too large to be run on ones."""
+    cost = find(problem.technique).cost(problem)
+    if cost.macs_dense > MOST_MACS or cost.bytes > MOST_BYTES:
+        raise ValueError(
+            f"verify: the problem must be small enough to run, at most {MOST_MACS:.0e} multiply-accumulates and "
+            f"{MOST_BYTES:.0e} bytes, got {cost.macs_dense:.0e} and {cost.bytes:.0e} of '{problem}'"
+        )
+    return problem
+
+
 def verify(target: str = "all", input: Sequence[str] = (), progress: Progress | None = None) -> Verification:
     """Compares what the library says of convolutions with what they do; the comparisons are exact.
 
@@ -96,7 +110,7 @@ def verify(target: str = "all", input: Sequence[str] = (), progress: Progress | 
         read = load(target, input=input, caller="verify")
         if read.problem is None:
             return _network(read, start)
-        asked = [(find(read.problem.technique), read.problem)]
+        asked = [(find(read.problem.technique), _countable(read.problem))]
     rows: list[Check] = []
     dispatched = _covered(asked)
     windows: set[tuple[object, ...]] = set()
