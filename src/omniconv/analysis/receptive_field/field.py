@@ -32,9 +32,10 @@ def receptive_field(
     """What one output can see of the input, over the ops that the network runs.
 
     The network runs once or a few times on tensors without data (its weights are not read, nothing of it is changed), the ops are
-    recorded at the dispatcher, and counts of paths are carried from the output back to the input through each of them. Weights
-    count as if none were zero, and max-pooling sees its whole window. A normalisation or a mean over space makes every output see
-    everything; ask then for a layer before it.
+    recorded at the dispatcher, and counts of paths are carried from the output back to the input through each of them. Weights and
+    masks count as if no number of theirs were zero: behind a causal mask of attention an output seems to see what comes later too.
+    Max-pooling sees its whole window. A normalisation or a mean over space makes every output see everything; ask then for a layer
+    before it.
 
     Args:
         module: A module, or any callable of tensors. Its training mode counts: a batch normalisation in training sees the batch.
