@@ -28,7 +28,7 @@ from omniconv.cli.output import (
     draw,
     give_up,
     notes,
-    progress_bar,
+    progress,
     warn_of_load,
 )
 from omniconv.problem import DTYPES
@@ -94,12 +94,11 @@ def command(
             _network(target, input, against, compiled, threads, budget, form, output)
             return
         _refuse("a technique or a problem", {"--input": input, "--against": against})
-        with progress_bar() as bar:
-            task = bar.add_task("peaks", total=1.0)
+        with progress("peaks") as tell:
             result = run(
                 target if layers is None else layers[0].problem.technique, directions=directions, dtype=dtype, only=only,
                 threads=threads, cold=cold, compiled=compiled, budget=2.0 if budget is None else budget, layers=layers,
-                progress=lambda share, what: bar.update(task, completed=share, description=what),
+                progress=tell,
             )  # fmt: skip
     except ValueError as error:
         give_up(error)
@@ -151,12 +150,11 @@ def _network(
     output: Path | None,
 ) -> None:
     try:
-        with progress_bar() as bar:
-            task = bar.add_task("network", total=1.0)
+        with progress("network") as tell:
             result = bench_network(
                 target, input=tuple(input or ()), against=against, compiled=compiled, threads=threads,
                 budget=0.2 if budget is None else budget,
-                progress=lambda share, what: bar.update(task, completed=share, description=what),
+                progress=tell,
             )  # fmt: skip
     except Interrupted as stopped:
         result = stopped.done

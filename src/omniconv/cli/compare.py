@@ -21,7 +21,7 @@ from omniconv.cli.output import (
     deliver,
     draw,
     give_up,
-    progress_bar,
+    progress,
     warn_of_load,
 )
 from omniconv.problem import DTYPES
@@ -61,12 +61,11 @@ def command(
         _check(threads, budget)
         if threads is not None:
             torch.set_num_threads(threads)
-        with progress_bar() as bar:
-            task = bar.add_task("stem", total=1.0)
+        with progress("stem") as tell:
             result = compare(
                 picture, sequence, channels=channels, kernel=kernel, size=size, batch=batch, backward=backward, dtype=dtype,
                 channels_last=channels_last, seed=seed, budget=budget,
-                progress=lambda share, what: bar.update(task, completed=share, description=what),
+                progress=tell,
             )  # fmt: skip
     except ValueError as error:
         give_up(error)

@@ -19,7 +19,7 @@ from omniconv.cli.output import (
     deliver,
     draw,
     give_up,
-    progress_bar,
+    progress,
     warn_of_load,
 )
 from omniconv.timing import Interrupted
@@ -41,9 +41,7 @@ def command(
         check_file("cost", output, force, TEXT_SUFFIXES)
         result = what_if(problem, every=every)
         if measure:
-            with progress_bar() as bar:
-                task = bar.add_task("verify", total=1.0)
-                tell = partial(_tell, bar, task)
+            with progress("verify") as tell:
                 result = measured(result, budget=budget, progress=tell)
     except ValueError as error:
         give_up(error)
@@ -56,10 +54,6 @@ def command(
         raise typer.Exit(130)
     if any(way.reason for way in result.ways):
         raise typer.Exit(1)
-
-
-def _tell(bar: object, task: object, share: float, what: str) -> None:
-    bar.update(task, completed=share, description=what)  # type: ignore[attr-defined]
 
 
 def _said(result: WhatIf) -> list[str]:

@@ -21,7 +21,7 @@ from omniconv.cli.output import (
     deliver,
     draw,
     give_up,
-    progress_bar,
+    progress,
     warn_of_load,
 )
 from omniconv.timing import Interrupted
@@ -147,11 +147,10 @@ def _network(
     network: str, input: list[str] | None, measure: bool, threads: int, budget: float, form: Format, output: FilePath | None
 ) -> None:
     try:
-        with progress_bar() as bar:
-            task = bar.add_task("doctor", total=1.0)
+        with progress("doctor") as tell:
             result = checkup(
                 network, input=tuple(input or ()), measure=measure, threads=threads, budget=budget,
-                progress=lambda share, what: bar.update(task, completed=share, description=what),
+                progress=tell,
             )  # fmt: skip
     except Interrupted as stopped:
         result = stopped.done

@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -60,11 +61,14 @@ def give_up(error: object) -> NoReturn:
     raise typer.Exit(2)
 
 
-def progress_bar() -> Progress:
-    """What long work shows of itself where a terminal looks on."""
+@contextmanager
+def progress(first: str) -> Iterator[Callable[[float, str], None]]:
+    """What long work shows of itself where a terminal looks on; it is told the share that is done and what is next."""
     console = notes()
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn())
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(first, total=1.0)
+        yield lambda share, what: bar.update(task, completed=share, description=what)
 
 
 def warn_of_load(machine: Machine) -> None:

@@ -21,7 +21,7 @@ from omniconv.cli.output import (
     draw,
     give_up,
     plot_writers,
-    progress_bar,
+    progress,
 )
 
 
@@ -101,12 +101,11 @@ def command(
         check_file(name, output, force, (*TEXT_SUFFIXES, *SUFFIXES))
         if output is not None and output.suffix.lower() in SUFFIXES:
             check_extra(name)
-        with progress_bar() as bar:
-            task = bar.add_task("gradients", total=samples, visible=effective)
+        with progress("fields") as tell:
             report = field_report(
                 target, input=input or (), layers=layer or None, position=position, local=local, seed=seed,
                 samples=samples if effective else 0,
-                progress=lambda done: bar.update(task, completed=done),
+                progress=lambda done: tell(done / samples, "gradients"),
             )  # fmt: skip
     except ValueError as error:
         give_up(error)

@@ -24,7 +24,7 @@ from omniconv.cli.output import (
     give_up,
     notes,
     plot_writers,
-    progress_bar,
+    progress,
     warn_of_load,
 )
 from omniconv.timing import Interrupted
@@ -88,11 +88,10 @@ def command(
         check_file("roofline", output, force, (*TEXT_SUFFIXES, *SUFFIXES))
         if output is not None and output.suffix.lower() in SUFFIXES:
             check_extra("roofline")
-        with progress_bar() as bar:
-            task = bar.add_task("roofline", total=1.0)
+        with progress("roofline") as tell:
             result = roofline(
                 target, input=tuple(input or ()), channels_last=channels_last, threads=threads, budget=budget, refresh=refresh,
-                progress=lambda share, what: bar.update(task, completed=share, description=what),
+                progress=tell,
             )  # fmt: skip
     except ValueError as error:
         give_up(error)

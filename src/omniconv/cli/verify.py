@@ -18,7 +18,7 @@ from omniconv.cli.output import (
     deliver,
     draw,
     give_up,
-    progress_bar,
+    progress,
 )
 from omniconv.cli.summary import InputOption
 
@@ -78,9 +78,8 @@ def command(
     """
     try:
         check_file("verify", output, force, TEXT_SUFFIXES)
-        with progress_bar() as bar:
-            task = bar.add_task("verify", total=1.0)
-            result = verify(target, inputs or (), lambda share, what: bar.update(task, completed=share, description=what))
+        with progress("verify") as tell:
+            result = verify(target, inputs or (), tell)
     except ValueError as error:
         give_up(error)
 
