@@ -100,7 +100,8 @@ def unsettle(model: nn.Module, seed: int) -> None:
 def as_onnx(model: nn.Module, x: Tensor) -> bytes:
     """A network as an ONNX model of one input and one output, its weights inside."""
     program = torch.onnx.export(model, (x,), dynamo=True, verbose=False)
-    return bytes(program.model_proto.SerializeToString())  # type: ignore[union-attr]
+    assert program is not None  # as it is where a file is written
+    return bytes(program.model_proto.SerializeToString())
 
 
 # who is timed

@@ -6,6 +6,7 @@ MACs are exact where shapes are known; flops of what is no product are estimates
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from math import prod
 from pathlib import Path
@@ -203,7 +204,11 @@ def _resize(node: _Node) -> Work:
 def _per(table: dict[int, str], of: Callable[[_Node], _Value]) -> None:
     for flops, names in table.items():
         for name in names.split():
-            FORMULAS[name] = lambda node, flops=flops: Work(extra=flops * of(node).count)  # type: ignore[misc]
+            FORMULAS[name] = partial(_each, flops, of)
+
+
+def _each(flops: int, of: Callable[[_Node], _Value], node: _Node) -> Work:
+    return Work(extra=flops * of(node).count)
 
 
 _per(_PER_RESULT, lambda node: node.outputs[0])

@@ -42,12 +42,18 @@ class Node:
     arguments: dict[str, Any]
     module: str
     pointwise: bool
-    call: Callable[..., Any]
+    call: Any  # torch's OpOverload
     outputs: tuple[Value | None, ...] = ()
     overload: str = ""
 
     def __getitem__(self, name: str) -> Any:
         return self.arguments.get(name)
+
+    def again(self, arguments: dict[str, Any]) -> Any:
+        """The op called with other arguments of the same names."""
+        named = dict(arguments)
+        positional = [named.pop(a.name) for a in self.call._schema.arguments if not a.kwarg_only and a.name in named]
+        return self.call(*positional, **named)
 
     def values(self) -> Iterator[Value]:
         """The tensors that the op was given."""
@@ -301,9 +307,7 @@ def evaluated(value: Value, budget: int = 2**24) -> Tensor | None:
             name: tree_map(lambda leaf: data(leaf) if isinstance(leaf, Value) else leaf, argument)
             for name, argument in v.node.arguments.items()
         }
-        schema = v.node.call._schema  # type: ignore[attr-defined]
-        positional = [arguments.pop(a.name) for a in schema.arguments if not a.kwarg_only and a.name in arguments]
-        result = v.node.call(*positional, **arguments)
+        result = v.node.again(arguments)
         return result[v.slot] if isinstance(result, (tuple, list)) else result
 
     try:

@@ -219,9 +219,7 @@ def _numbers(node: Node, shape: Sequence[int]) -> Any:
         if any(isinstance(leaf, Value) and m is None for leaf, m in zip(leaves, made, strict=True)):
             return None
         known[name] = made if isinstance(argument, (list, tuple)) else made[0]
-    schema = node.call._schema  # type: ignore[attr-defined]
-    positional = [known.pop(a.name) for a in schema.arguments if not a.kwarg_only and a.name in known]
-    return node.call(*positional, **known)
+    return node.again(known)
 
 
 @rule("overwrite")

@@ -7,10 +7,12 @@ those outside are not seen). So the work grows with the field, not with the tens
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+T = TypeVar("T")
 
 Counts = NDArray[np.float64]
 Reads = NDArray[np.int64]
@@ -198,7 +200,10 @@ class Seen:
 
     def permuted(self, order: Sequence[int]) -> "Seen":
         """Axis a of the result is axis order[a] of this."""
-        pick: Any = lambda values: tuple(values[a] for a in order)  # noqa: E731
+
+        def pick(values: Sequence[T]) -> tuple[T, ...]:
+            return tuple(values[a] for a in order)
+
         return Seen(pick(self.shape), pick(self.start), pick(self.constant), self.counts.transpose(order), self.exponent)
 
     def inserted(self, axis: int, size: int = 1) -> "Seen":
@@ -240,7 +245,10 @@ class Seen:
         axes = range(at, at + count)
         shape = (*self.shape[:at], *new, *self.shape[at + count :])
         if all(self.constant[a] for a in axes):
-            fit: Any = lambda values, fill: (*values[:at], *[fill] * len(new), *values[at + count :])  # noqa: E731
+
+            def fit(values: Sequence[T], fill: T) -> tuple[T, ...]:
+                return (*values[:at], *[fill] * len(new), *values[at + count :])
+
             counts = self.counts.reshape(fit(self.counts.shape, 1))
             return Seen(shape, fit(self.start, 0), fit(self.constant, True), counts, self.exponent)
         lead = next(a for a in axes if self.shape[a] != 1)  # the outermost keeps its box, the others are written out

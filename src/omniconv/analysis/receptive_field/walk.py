@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from omniconv.analysis.receptive_field import deformable, mixing, moves, windows  # noqa: F401  # their rules
+from omniconv.analysis.receptive_field import deformable, mixing, moves, windows  # noqa: F401  # importing them registers their rules
 from omniconv.analysis.receptive_field.graph import Graph, Node, Value
 from omniconv.analysis.receptive_field.rules import NORMALISATIONS, Parts, carried_back
 from omniconv.analysis.receptive_field.seen import Seen
