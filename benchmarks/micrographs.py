@@ -17,9 +17,6 @@ import hashlib
 import importlib.util
 import json
 import math
-import platform
-import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,13 +29,12 @@ import typer
 from PIL import Image
 from rich.progress import Progress
 from torch import Tensor, nn
-from trials import Tick, every_run, save, size_of, spread, train, watched
+from trials import Tick, every_run, origin, save, size_of, spread, train, watched
 
-import omniconv
 from omniconv.analysis import cost
 from omniconv.bench.results import slug
 from omniconv.nn import Conv2d, ConvTranspose2d, DilatedConv2d
-from omniconv.timing import alternate, machine
+from omniconv.timing import alternate
 
 KINDS = ("dilated", "transposed", "bilinear")
 CLASSES = ("background", "nucleus", "micronucleus")
@@ -83,7 +79,8 @@ def files_of(folder: Path, part: str) -> list[Path]:
 
 def masks_of(image: Path) -> tuple[Path, Path]:
     """Where the nuclei and the micronuclei are drawn."""
-    return tuple(image.parent.with_name(name) / image.name for name in ("nucleus_masks", "mn_masks"))  # type: ignore[return-value]
+    beside = image.parent
+    return beside.with_name("nucleus_masks") / image.name, beside.with_name("mn_masks") / image.name
 
 
 def digest_of(folder: Path) -> str:
@@ -384,18 +381,16 @@ def run(
 ) -> None:
     """Train, score, time and draw all networks."""
     folder = find_pictures(data)
+    if importlib.util.find_spec("matplotlib") is None:
+        raise typer.BadParameter('micrographs: matplotlib must be there, to draw the predictions: pip install ".[plot]", got none')
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
     parts = {part: [read(file) for file in files_of(folder, part)] for part in PARTS}
     digest, settings = digest_of(folder), Settings(steps, threads)
     made, models = watched(lambda bar: run_all(parts, seeds, settings, out, bar, budget), out)
-    result = {
-        "schema_version": 1,
-        "command": shlex.join(["python", "benchmarks/micrographs.py", *sys.argv[1:]]),
+    result = origin("micrographs.py") | {
         "pictures": {"sha256": digest, "mnfinder_1_2_3": digest == SHA256} | {part: len(some) for part, some in parts.items()},
         "settings": asdict(settings) | {"rate": RATE, "weights": WEIGHTS, "gaps": GAPS},
-        "versions": {"omniconv": omniconv.__version__, "torch": torch.__version__, "python": platform.python_version()},
-        "machine": asdict(machine()),
         **made,
     }
     save(result, report or out / f"micrographs-{slug()}.json")

@@ -3,6 +3,9 @@
 import json
 import math
 import os
+import platform
+import shlex
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -15,6 +18,9 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import nn
+
+import omniconv
+from omniconv.timing import machine
 
 WARM_UP = 0.05  # share of a run's steps over which the rate rises
 
@@ -150,6 +156,16 @@ def watched(work: Callable[[Progress], Any], out: Path) -> Any:
     except KeyboardInterrupt:
         Console(stderr=True).print(f"stopped; the same command goes on from the checkpoints in {out}")
         raise typer.Exit(130) from None
+
+
+def origin(script: str) -> dict[str, Any]:
+    """Where a result comes from: the command, what was installed, and the machine as it is now."""
+    return {
+        "schema_version": 1,
+        "command": shlex.join(["python", f"benchmarks/{script}", *sys.argv[1:]]),
+        "versions": {"omniconv": omniconv.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        "machine": asdict(machine()),
+    }
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:

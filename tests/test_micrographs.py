@@ -181,6 +181,15 @@ def test_missing_pictures_are_told_how_to_get(micrographs, tmp_path, monkeypatch
         assert "pip install --no-deps mnfinder==1.2.3" in result.output
 
 
+def test_a_missing_matplotlib_is_told_before_the_work(micrographs, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    options = ["run", "--data", str(folder), "--out", str(tmp_path / "runs")]
+    result = CliRunner().invoke(micrographs.app, options, env={"COLUMNS": "400", "TERM": "dumb"})
+    assert result.exit_code == 2
+    assert 'pip install ".[plot]"' in result.output
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.parametrize("file", RESULTS, ids=lambda p: p.stem)
 def test_the_committed_result(micrographs, file):
     """Three seeds of three networks on all pictures, and the README's table is theirs."""
