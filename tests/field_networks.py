@@ -477,6 +477,12 @@ TORCH = {
     ),
     "dilated 2 2 2": (chain(*[conv(1, 1, d=2)] * 3), (1, 1, 24, 24)),
     "hybrid 1 2 5": (chain(*[conv(1, 1, d=d) for d in (1, 2, 5)]), (1, 1, 24, 24)),
+    # every setting another on either axis, so that no two of them can be swapped
+    "uneven convolution": (chain(lambda: nn.Conv2d(1, 2, (3, 2), (2, 1), (0, 1), (1, 3), bias=False), conv(2, 1)), (1, 1, 31, 19)),
+    "uneven transposed": (
+        chain(lambda: nn.ConvTranspose2d(1, 2, (2, 3), (1, 2), (1, 0), (0, 1), dilation=(3, 1)), conv(2, 1)),
+        (1, 1, 13, 11),
+    ),
     "deeplab": (chain(conv(1, 2, s=2), lambda: Spatial()), (1, 1, 32, 32)),
     "deeplab, image level": (chain(conv(1, 2, s=2), lambda: Spatial(image=True)), (1, 1, 24, 24)),
     "fcn": (chain(conv(1, 2, s=2), conv(2, 2, s=2), conv(2, 1, 1), resize(scale_factor=4, mode="bilinear")), (1, 1, 32, 32)),
