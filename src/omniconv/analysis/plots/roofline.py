@@ -46,22 +46,25 @@ def _limits(axes: Any, result: Roofline) -> None:
 
 
 def _roofs(axes: Any, result: Roofline) -> None:
-    (left, right), (_, high) = axes.get_xlim(), axes.get_ylim()
+    left, right = axes.get_xlim()
     top = result.roofs.rates[result.dtype] / 1e9
     fastest = max(level.bandwidth for level in result.roofs.levels) / 1e9
     axes.plot([top / fastest, right], [top, top], color=INK, linewidth=1.6, zorder=2)
-    axes.annotate(
-        f"arithmetic {top:.0f} GFLOP/s", (right, top), (-4, 4), textcoords="offset points", ha="right", va="bottom", fontsize=8.5
-    )
+    box = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.4, "alpha": 0.75}
+    axes.annotate(  # over the markers, which crowd below the roof
+        f"arithmetic {top:.0f} GFLOP/s", (right, top), (-4, 4), textcoords="offset points", ha="right", va="bottom", fontsize=8.5,
+        bbox=box, zorder=5,
+    )  # fmt: skip
     for index, level in enumerate(result.roofs.levels):
         bandwidth = level.bandwidth / 1e9
         ridge = top / bandwidth
+        if ridge <= left:  # above the roof of arithmetic wherever the plot reaches
+            continue
         axes.plot([left, ridge], [left * bandwidth, top], color=INK, linewidth=1.0, linestyle=(0, (5, 2 + index)), zorder=2)
         # below one another at the left end, where the lines are a factor of their bandwidths apart
         x = left * 1.12
-        box = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.4, "alpha": 0.75}
         axes.text(
-            x, min(x * bandwidth, high), f"{level.name} {bandwidth:.0f} GB/s", fontsize=8, rotation=_slope(axes),
+            x, x * bandwidth, f"{level.name} {bandwidth:.0f} GB/s", fontsize=8, rotation=_slope(axes),
             rotation_mode="anchor", ha="left", va="bottom", bbox=box, zorder=3,
         )  # fmt: skip
 
