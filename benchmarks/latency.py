@@ -32,8 +32,8 @@ from omniconv.bench.peers import Absent, Way, lacking, onnxruntime_call, openvin
 from omniconv.bench.results import slug
 from omniconv.bench.runner import PACKAGES, commit, package
 from omniconv.bench.speed import fill_readme
-from omniconv.techniques._grid import GridLayer
-from omniconv.techniques._layer import Layer
+from omniconv.ops.grid import GridLayer
+from omniconv.ops.layer import Layer
 from omniconv.timing import WITHIN_NOISE, Timing, contest, machine
 
 # what `run` measures; a further network is a line

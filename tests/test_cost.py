@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from cases import all_cases, on, zero_offsets
 
+from omniconv.ops.technique import Stage, chained_receptive_field
 from omniconv.problem import Problem
 from omniconv.techniques import find, parse
-from omniconv.techniques._technique import Stage, chained_receptive_field
 from omniconv.testing import make_inputs
 
 CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}

@@ -17,8 +17,8 @@ from cases import (
 )
 
 from omniconv.layout import is_channels_last
+from omniconv.ops.activation import ACTIVATIONS
 from omniconv.problem import DTYPES
-from omniconv.techniques._activation import ACTIVATIONS
 from omniconv.testing import assert_matches_reference, assert_within_bound, error_bound, make_inputs, widened
 
 

@@ -25,6 +25,7 @@ REPOSITORY = Path(__file__).parent.parent
 
 # room -> the rooms it may import, besides itself
 _BASE = {"geometry", "problem", "layout", "timing", "settings", "_native"}
+_CORE = {"techniques", "engines", "ops"} | _BASE
 _LAYERS = {"functional", "nn", "streaming", "convert"}
 MAY_IMPORT = {
     "geometry": set(),
@@ -33,17 +34,19 @@ MAY_IMPORT = {
     "timing": {"geometry"},
     "settings": {"geometry"},
     "_native": {"geometry"},
-    "techniques": _BASE,
+    "ops": _BASE,
+    "engines": {"ops"} | _BASE,
+    "techniques": {"engines", "ops"} | _BASE,
     "functional": {"techniques"},
     "nn": {"techniques"},
-    "streaming": {"techniques"} | _BASE,
-    "convert": {"techniques"} | _BASE,
-    "testing": {"techniques"} | _BASE,
-    "analysis": _LAYERS | {"techniques"} | _BASE,
-    "surgery": {"analysis", "techniques"} | _LAYERS | _BASE,
-    "models": {"analysis", "techniques"} | _LAYERS | _BASE,
-    "bench": {"analysis", "testing", "techniques"} | _LAYERS | _BASE,
-    "cli": {"bench", "surgery", "analysis", "testing", "techniques"} | _LAYERS | _BASE,
+    "streaming": _CORE,
+    "convert": _CORE,
+    "testing": _CORE,
+    "analysis": _LAYERS | _CORE,
+    "surgery": {"analysis"} | _LAYERS | _CORE,
+    "models": {"analysis"} | _LAYERS | _CORE,
+    "bench": {"analysis", "testing"} | _LAYERS | _CORE,
+    "cli": {"bench", "surgery", "analysis", "testing"} | _LAYERS | _CORE,
     "__init__": {"functional", "nn", "streaming", "techniques", "problem", "settings"},
 }
 

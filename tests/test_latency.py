@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from omniconv.bench.peers import Absent
 from omniconv.models import drn_d_22
 from omniconv.nn import Conv2d, DilatedConv2d, PointwiseConv2d, SeparableConv2d
-from omniconv.techniques._layer import Layer
+from omniconv.ops.layer import Layer
 
 REPOSITORY = Path(__file__).parent.parent
 RESULTS = sorted((REPOSITORY / "benchmarks" / "results").glob("latency-*.json"))

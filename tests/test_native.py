@@ -17,11 +17,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import omniconv
 from omniconv import _native, settings
+from omniconv.engines.depthwise import REFUSALS, refusal
 from omniconv.functional import conv2d, depthwise_conv1d, depthwise_conv2d
 from omniconv.geometry import grid
 from omniconv.problem import Problem
 from omniconv.techniques import TECHNIQUES, find, parse
-from omniconv.techniques._depthwise import REFUSALS, refusal
 from omniconv.testing import assert_matches_reference, assert_within_bound, make_inputs
 
 CSRC = Path(__file__).parent.parent / "csrc"

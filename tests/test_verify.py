@@ -13,9 +13,9 @@ from omniconv.analysis import verify as room
 from omniconv.analysis.verify import checks, counted, networks, of_network, of_problem, problems, run, summaries, verify
 from omniconv.analysis.verify.counters import covering, torch_modules, ways
 from omniconv.cli import app
+from omniconv.ops.technique import Stage
 from omniconv.problem import Problem
 from omniconv.techniques import TECHNIQUES, _technique, find, parse
-from omniconv.techniques._technique import Stage
 
 RUN = CliRunner(env={"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"})
 

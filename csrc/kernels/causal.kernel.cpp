@@ -27,7 +27,7 @@ template <class E, class A> INLINE void column(const E* x, int64_t stride, int64
 
 template <class E>
 void update(const CausalFilter& f, int64_t first, int64_t last, int64_t steps, const void* xv, const CausalState& s, void* yv, void* scratch) {
-  typedef typename Sum<E>::type A;
+  typedef typename Accumulator<E>::type A;
   typedef typename Vec<A>::V V;
   constexpr int64_t L = Vec<A>::lanes;
   const A *w = (const A*)f.weight, *bias = (const A*)f.bias;
@@ -69,7 +69,7 @@ void update(const CausalFilter& f, int64_t first, int64_t last, int64_t steps, c
 }
 
 template <class E> void mend(const CausalFilter& f, int64_t channel, const int64_t* owner, const int64_t* at, int64_t count, const void* xv, void* yv) {
-  typedef typename Sum<E>::type A;
+  typedef typename Accumulator<E>::type A;
   typedef typename Vec<A>::V V;
   constexpr int64_t L = Vec<A>::lanes;
   const A *w = (const A*)f.weight + channel, shift = f.bias ? ((const A*)f.bias)[channel] : A(0);

@@ -26,19 +26,19 @@ struct DepthwiseGeometry {
 };
 
 // Contiguous planes. Weights are finite, where there is padding: it is multiplied.
-struct PlanesKernels {
+struct NchwKernels {
   size_t (*scratch_bytes)(const DepthwiseGeometry&);
   // `planes` channels of x (in…) one after the other to `planes`·multiplier channels of y (out…); weight (planes·multiplier, taps).
   void (*forward)(const DepthwiseGeometry&, int64_t planes, const void* x, const void* weight, const void* bias, void* y, void* scratch);
 };
-struct PlanesGradKernels {
+struct NchwGradKernels {
   size_t (*scratch_bytes)(const DepthwiseGeometry&);
   // One channel of one sample: grad_weight (multiplier, taps) is added to.
   void (*grad_weight)(const DepthwiseGeometry&, const void* x, const void* grad_y, void* grad_weight, void* scratch);
 };
 
 // Channels last, multiplier 1, at least a vector of channels.
-struct LastKernels {
+struct NhwcKernels {
   size_t (*scratch_bytes)(const DepthwiseGeometry&);
   // Columns [begin, end) of rows [first, last) of out[0]·out[1] of one sample of C channels; weight (taps, C).
   void (*forward)(const DepthwiseGeometry&, int64_t channels, int64_t first, int64_t last, int64_t begin, int64_t end, const void* x, const void* weight,
@@ -49,12 +49,12 @@ struct LastKernels {
 };
 
 // One channel of x (in…) to its channels of y (out…), contiguous, whatever the weights (multiplier, taps) are: padding is never multiplied.
-typedef void (*LiteralKernel)(const DepthwiseGeometry&, const void* x, const void* weight, const void* bias, void* y);
+typedef void (*NaiveKernel)(const DepthwiseGeometry&, const void* x, const void* weight, const void* bias, void* y);
 
 // By element type.
-struct PlanesTables { PlanesKernels f32, f64, bf16, f16; };
-struct PlanesGradTables { PlanesGradKernels f32, f64, bf16, f16; };
-struct LiteralTables { LiteralKernel f32, f64, bf16, f16; };
-struct LastTables { LastKernels f32, f64, bf16, f16; };
+struct NchwTables { NchwKernels f32, f64, bf16, f16; };
+struct NchwGradTables { NchwGradKernels f32, f64, bf16, f16; };
+struct NaiveTables { NaiveKernel f32, f64, bf16, f16; };
+struct NhwcTables { NhwcKernels f32, f64, bf16, f16; };
 
 }  // namespace omniconv

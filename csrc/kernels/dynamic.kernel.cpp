@@ -15,14 +15,14 @@ template <class E, class A> struct Forward {
   int64_t tile;
   A *table, *most, *column;
   Span* span;
-  Shelf shelf;
+  Arena arena;
   Application<E, A> apply;
 
   Forward(const DynamicGeometry& g, void* scratch)
       : tile(tile_of<A>(g, 16384)),
-        shelf{uintptr_t(scratch)},
-        apply((table = shelf.take<A>(g.kernel * tile), most = shelf.take<A>(tile), column = shelf.take<A>(g.kernel + 2 * kUnit),
-               span = shelf.take<Span>(Reach(tile, g.kernel, g.dilation).rows), shelf),
+        arena{uintptr_t(scratch)},
+        apply((table = arena.take<A>(g.kernel * tile), most = arena.take<A>(tile), column = arena.take<A>(g.kernel + 2 * kUnit),
+               span = arena.take<Span>(Reach(tile, g.kernel, g.dilation).rows), arena),
               g, tile, Reach(tile, g.kernel, g.dilation).rows, g.x_step == 1) {}
 };
 
@@ -32,11 +32,11 @@ template <class A> void repeat(const A* column, int64_t K, int64_t n, A* table, 
     for (int64_t t = 0; t < n; t += Vec<A>::lanes) store(table + i * stride + t, broadcast(column[i]));
 }
 
-template <class E> size_t forward_bytes(const DynamicGeometry& g) { return Forward<E, typename Sum<E>::type>(g, nullptr).shelf.at; }
+template <class E> size_t forward_bytes(const DynamicGeometry& g) { return Forward<E, typename Accumulator<E>::type>(g, nullptr).arena.at; }
 
 template <class E>
 void forward(const DynamicGeometry& g, int64_t first, int64_t last, const void* x, const void* kernels, const void* bias, const uint8_t* mask, void* yv, void* scratch) {
-  typedef typename Sum<E>::type A;
+  typedef typename Accumulator<E>::type A;
   Forward<E, A> f(g, scratch);
   const int64_t K = g.kernel, tile = f.tile;
   f.apply.from_step = g.x_step;
@@ -64,7 +64,7 @@ void forward(const DynamicGeometry& g, int64_t first, int64_t last, const void* 
 }
 
 template <class E> void drop_head(const DynamicGeometry& g, void* numbers) {
-  typedef typename Sum<E>::type A;
+  typedef typename Accumulator<E>::type A;
   drop_rows(g, 0, 0, g.positions, (A*)numbers, g.positions);
 }
 

@@ -37,12 +37,12 @@ template <class A, int W, int R, int Q> INLINE void slide(const A* const* rows, 
     const A* x = rows[j] + c;
     V row[W];
 #pragma GCC unroll 2
-    for (int v = 0; v < W; ++v) row[v] = held(load(x + v * L));
+    for (int v = 0; v < W; ++v) row[v] = in_register(load(x + v * L));
 #pragma GCC unroll 8
     for (int q = 0; q < Q; ++q)
       if (j >= q && j - q < R) {
         V tap = broadcast(w[q * stride + j - q]);
-        if (W > 1) tap = held(tap);
+        if (W > 1) tap = in_register(tap);
 #pragma GCC unroll 2
         for (int v = 0; v < W; ++v) sum[j - q][v] += tap * row[v];
       }
@@ -96,7 +96,7 @@ FUNCTION void along_block(const A* x, int64_t row, int64_t step, const A* w, int
   for (int64_t i = 0; i < K; ++i, x += step, w += stride)
 #pragma GCC unroll 4
     for (int b = 0; b < B; ++b) {
-      const V tap = held(load(w + b * L));
+      const V tap = in_register(load(w + b * L));
 #pragma GCC unroll 8
       for (int c = 0; c < C; ++c) sum[c][b] += tap * load(x + c * row + b * L);
     }
@@ -141,14 +141,14 @@ template <class E, class A> struct Application {
 
   static constexpr int64_t L = Vec<A>::lanes;
 
-  Application(Shelf& shelf, const DynamicGeometry& g, int64_t tile, int64_t rows, bool in_time)
+  Application(Arena& arena, const DynamicGeometry& g, int64_t tile, int64_t rows, bool in_time)
       : K(g.kernel), heads(g.heads), group(g.group), lanes_are_channels(group * 2 > L && !(in_time && K < 8)) {
     in_row = round_up(rows, kUnit) + 3 * kUnit + Vec<float>::lanes;  // no power of two: L1 would hold few of such rows
-    in = shelf.take<A>(max64(kPack * in_row, (rows + L) * 2 * L));
-    out = shelf.take<A>(max64(kPack, 2 * L) * tile);
-    shift = shelf.take<A>(round_up(heads * group, kPack) + 2 * L);
-    zeros = shelf.take<A>(round_up(group, 2 * L));
-    row = shelf.take<const A*>(rows);
+    in = arena.take<A>(max64(kPack * in_row, (rows + L) * 2 * L));
+    out = arena.take<A>(max64(kPack, 2 * L) * tile);
+    shift = arena.take<A>(round_up(heads * group, kPack) + 2 * L);
+    zeros = arena.take<A>(round_up(group, 2 * L));
+    row = arena.take<const A*>(rows);
   }
   // Rows are read, and outputs written, where they lie.
   bool in_place() const { return sizeof(E) == sizeof(A) && from_channel == 1 && to_channel == 1 && group % L == 0; }

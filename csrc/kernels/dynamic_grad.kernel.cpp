@@ -21,23 +21,23 @@ template <class E, class A> struct GradInput {
   int64_t tile, wide;  // positions of x, and of y whose weights they need
   A *table, *moved, *most, *column;
   Span* span;
-  Shelf shelf;
+  Arena arena;
   Application<E, A> apply;
 
   GradInput(const DynamicGeometry& g, void* scratch)
       : tile(input_tile(g)),
         wide(round_up(min64(tile + g.dilation * (g.kernel - 1), g.outputs), kUnit) + kUnit),
-        shelf{uintptr_t(scratch)},
-        apply((table = shelf.take<A>(g.positions == 1 ? 0 : g.kernel * wide), moved = shelf.take<A>(g.kernel * tile), most = shelf.take<A>(wide),
-               column = shelf.take<A>(g.kernel + 2 * kUnit), span = shelf.take<Span>(Reach(tile, g.kernel, g.dilation).rows), shelf),
+        arena{uintptr_t(scratch)},
+        apply((table = arena.take<A>(g.positions == 1 ? 0 : g.kernel * wide), moved = arena.take<A>(g.kernel * tile), most = arena.take<A>(wide),
+               column = arena.take<A>(g.kernel + 2 * kUnit), span = arena.take<Span>(Reach(tile, g.kernel, g.dilation).rows), arena),
               g, tile, Reach(tile, g.kernel, g.dilation).rows, g.y_step == 1) {}
 };
 
-template <class E> size_t grad_input_bytes(const DynamicGeometry& g) { return GradInput<E, typename Sum<E>::type>(g, nullptr).shelf.at; }
+template <class E> size_t grad_input_bytes(const DynamicGeometry& g) { return GradInput<E, typename Accumulator<E>::type>(g, nullptr).arena.at; }
 
 template <class E>
 void grad_input(const DynamicGeometry& g, int64_t first, int64_t last, const void* grad_y, const void* kernels, const uint8_t* mask, void* grad_x, void* scratch) {
-  typedef typename Sum<E>::type A;
+  typedef typename Accumulator<E>::type A;
   typedef typename Vec<A>::V V;
   constexpr int64_t L = Vec<A>::lanes;
   GradInput<E, A> f(g, scratch);
@@ -119,7 +119,7 @@ FUNCTION void meet_block(const A* x, int64_t row, int64_t step, const A* grad_y,
   for (int64_t c = 0; c < channels; ++c, x += row, grad_y += row) {
     V d[B];
 #pragma GCC unroll 2
-    for (int b = 0; b < B; ++b) d[b] = held(load(grad_y + b * L));
+    for (int b = 0; b < B; ++b) d[b] = in_register(load(grad_y + b * L));
 #pragma GCC unroll 8
     for (int q = 0; q < Q; ++q)
 #pragma GCC unroll 2
@@ -156,11 +156,11 @@ FUNCTION void rows_block(const A* const* x, int64_t step, const A* grad_y, int64
   for (int64_t c = 0; c < channels; c += L) {
     V d[R];
 #pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) d[r] = held(load(grad_y + r * y_step + c));
+    for (int r = 0; r < R; ++r) d[r] = in_register(load(grad_y + r * y_step + c));
     if (step == 1) {
 #pragma GCC unroll 8
       for (int j = 0; j < R + Q - 1; ++j) {
-        const V row = held(load(x[j] + c));
+        const V row = in_register(load(x[j] + c));
 #pragma GCC unroll 4
         for (int q = 0; q < Q; ++q)
           if (j >= q && j - q < R) sum[q * R + j - q] += d[j - q] * row;
@@ -216,11 +216,11 @@ FUNCTION void product_block(const A* x, int64_t row, const A* grad_y, int64_t ch
   for (int64_t c = 0; c < channels; ++c, x += row, grad_y += channel) {
     V v[W];
 #pragma GCC unroll 3
-    for (int w = 0; w < W; ++w) v[w] = held(load(x + w * L));
+    for (int w = 0; w < W; ++w) v[w] = in_register(load(x + w * L));
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       V d = broadcast(grad_y[r * step]);
-      if (W > 1) d = held(d);
+      if (W > 1) d = in_register(d);
 #pragma GCC unroll 3
       for (int w = 0; w < W; ++w) sum[r][w] += d * v[w];
     }
@@ -329,27 +329,27 @@ template <class E, class A> struct GradKernels {
   bool in_place;  // channels side by side are read where they lie
   bool products;  // of grad_y and x, whose loads serve several outputs; else tap by tap
   int64_t tile, row, pack, met_row;
-  Shelf shelf;
+  Arena arena;
   A *table, *met, *most, *column, *x, *grad_y, *taps;
   const A** rows_of_x;
   Span* span;
 
   GradKernels(const DynamicGeometry& g, void* scratch)
       : in_place(sizeof(E) == sizeof(A) && g.x_channel == 1 && g.y_channel == 1 && g.group % L == 0 && few_sums(g)),
-        products(!in_place && g.dilation == 1 && g.group >= 16 && (g.kernel >= 8 || g.x_step != 1)), tile(tile_of<A>(g, 12288)), shelf{uintptr_t(scratch)} {
+        products(!in_place && g.dilation == 1 && g.group >= 16 && (g.kernel >= 8 || g.x_step != 1)), tile(tile_of<A>(g, 12288)), arena{uintptr_t(scratch)} {
     const int64_t rows = Reach(tile, g.kernel, g.dilation).rows;
     row = round_up(rows, kUnit) + 3 * kUnit + Vec<float>::lanes;
     pack = products ? 2 * kPack : kPack;
     met_row = ((kMargin + g.kernel + kRows + 2 * L - 1) / L | 1) * L;  // an odd number of vectors: L1 would hold few rows of another
-    table = shelf.take<A>(g.kernel * tile);
-    met = shelf.take<A>((g.positions == 1 ? g.heads : 1) * g.kernel * tile);
-    most = shelf.take<A>(tile);
-    column = shelf.take<A>(g.kernel + 2 * kUnit);
-    x = shelf.take<A>(in_place ? g.group : pack * row);  // in place: zeros
-    grad_y = shelf.take<A>(in_place ? 0 : pack * row);
-    rows_of_x = shelf.take<const A*>(in_place ? rows : 0);
-    taps = shelf.take<A>(products ? tile * met_row : 0);
-    span = shelf.take<Span>(rows);
+    table = arena.take<A>(g.kernel * tile);
+    met = arena.take<A>((g.positions == 1 ? g.heads : 1) * g.kernel * tile);
+    most = arena.take<A>(tile);
+    column = arena.take<A>(g.kernel + 2 * kUnit);
+    x = arena.take<A>(in_place ? g.group : pack * row);  // in place: zeros
+    grad_y = arena.take<A>(in_place ? 0 : pack * row);
+    rows_of_x = arena.take<const A*>(in_place ? rows : 0);
+    taps = arena.take<A>(products ? tile * met_row : 0);
+    span = arena.take<Span>(rows);
   }
   // Three operations a sum, against two transpositions of what the sums are made from and products with what no tap meets.
   static bool few_sums(const DynamicGeometry& g) {
@@ -359,12 +359,12 @@ template <class E, class A> struct GradKernels {
   static constexpr int64_t kMargin = 16;  // before the first tap: what the later outputs of a block do not read
 };
 
-template <class E> size_t grad_kernels_bytes(const DynamicGeometry& g) { return GradKernels<E, typename Sum<E>::type>(g, nullptr).shelf.at; }
+template <class E> size_t grad_kernels_bytes(const DynamicGeometry& g) { return GradKernels<E, typename Accumulator<E>::type>(g, nullptr).arena.at; }
 
 template <class E>
 void grad_kernels(const DynamicGeometry& g, int64_t first, int64_t last, const void* grad_y, const void* x, const void* kernels, const uint8_t* mask, void* grad,
                   void* scratch) {
-  typedef typename Sum<E>::type A;
+  typedef typename Accumulator<E>::type A;
   typedef typename Vec<A>::V V;
   constexpr int64_t L = Vec<A>::lanes;
   GradKernels<E, A> f(g, scratch);

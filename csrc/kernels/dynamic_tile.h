@@ -11,7 +11,7 @@ namespace omniconv {
 namespace {
 
 // Memory handed out from scratch; from null, only its size.
-struct Shelf {
+struct Arena {
   uintptr_t at;
   template <class T> T* take(int64_t n) {
     T* p = (T*)at;
@@ -43,7 +43,7 @@ template <class A> void drop(const DynamicGeometry& g, uint64_t row, int64_t fro
   }
 }
 
-INLINE bool drops(const DynamicGeometry& g) { return g.scale != 1; }
+INLINE bool has_dropout(const DynamicGeometry& g) { return g.scale != 1; }
 
 // The one column of head h as weights: column[0, K), and whole vectors beyond.
 template <class E, class A> INLINE void weigh_one(const DynamicGeometry& g, int64_t h, const E* kernels, A* column) {
@@ -61,7 +61,7 @@ template <class E, class A> INLINE void weigh_one(const DynamicGeometry& g, int6
   for (int64_t i = 0; i < K; i += L) store(column + i, load(column + i) * share);
 }
 template <class A> INLINE void drop_one(const DynamicGeometry& g, int64_t h, A* column) {
-  for (int64_t i = 0; drops(g) && i < g.kernel; ++i) drop(g, g.row + h * g.kernel + i, 0, 1, column + i);
+  for (int64_t i = 0; has_dropout(g) && i < g.kernel; ++i) drop(g, g.row + h * g.kernel + i, 0, 1, column + i);
 }
 
 // Weights of head h at positions [from, from + n), in rows, `stride` apart, of whole vectors; `most` holds a number for each position.
@@ -91,7 +91,7 @@ void weigh(const DynamicGeometry& g, int64_t h, const E* kernels, int64_t from, 
   }
 }
 template <class A> INLINE void drop_rows(const DynamicGeometry& g, int64_t h, int64_t from, int64_t n, A* table, int64_t stride) {
-  for (int64_t i = 0; drops(g) && i < g.kernel; ++i) drop(g, g.row + h * g.kernel + i, from, n, table + i * stride);
+  for (int64_t i = 0; has_dropout(g) && i < g.kernel; ++i) drop(g, g.row + h * g.kernel + i, from, n, table + i * stride);
 }
 
 // ---- positions

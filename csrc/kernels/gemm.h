@@ -23,7 +23,7 @@ struct Gemm {
 };
 
 // The two operands of a call as the kernels see them: vectors lie along the outputs or along the columns (n, t), rows along the other; the
-// rows are dealt in groups that stay in L2, and a unit of work is a group with one panel of vectors.
+// rows are packed in groups that stay in L2, and a unit of work is a group with one panel of vectors.
 struct GemmPlan {
   bool along_outputs, few;  // few rows: weights go straight from where they lie into the sums
   int64_t rows, lanes, group, panel, panels, units;

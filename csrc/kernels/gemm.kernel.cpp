@@ -152,11 +152,11 @@ template <class A, int R, int W> void tile(int64_t depth, const A* rows, const A
   for (int64_t k = 0; k < depth; ++k) {
     V v[W];
 #pragma GCC unroll 4
-    for (int w = 0; w < W; ++w) v[w] = held(load(lanes + (k * W + w) * L));
+    for (int w = 0; w < W; ++w) v[w] = in_register(load(lanes + (k * W + w) * L));
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
       V s = broadcast(rows[k * R + r]);
-      if (W > 1) s = held(s);
+      if (W > 1) s = in_register(s);
 #pragma GCC unroll 4
       for (int w = 0; w < W; ++w) sum[r][w] += s * v[w];
     }
@@ -167,7 +167,7 @@ template <class A, int R, int W> void tile(int64_t depth, const A* rows, const A
     for (int w = 0; w < W; ++w) store(sums + (r * W + w) * L, sum[r][w]);
 }
 
-// The whole of R rows and `width` outputs: for so few rows the weights, which are read once, are not dealt into memory first.
+// The whole of R rows and `width` outputs: for so few rows the weights, which are read once, are not packed into memory first.
 // Two vectors of outputs take turns, since a sum waits four cycles for every product; with four, rows that lie a power of two apart drive each
 // other out of L1 (512 → 512, one column, AVX2: 28 µs and 24).
 template <class E, class A, int R> void strip(const Operand<E>& weight, int64_t channels, const A* rows, A* sums, int64_t width) {
@@ -303,27 +303,27 @@ template <class A> GemmPlan plan(const Gemm& g) {
 }
 
 template <class E> void run(const Gemm& g, const GemmPlan& p, int64_t first, int64_t last, void* scratch) {
-  typedef typename Sum<E>::type A;
+  typedef typename Accumulator<E>::type A;
   constexpr int64_t L = Vec<A>::lanes;
   A* lanes = (A*)scratch;
   A* sums = lanes + (p.few ? 0 : kDepth * p.panel) + L;
   A* rows = sums + p.group * p.panel;
   const A* bias = (const A*)g.bias;
   Operand<E> operand;
-  int64_t dealt = -1;
+  int64_t packed = -1;
   for (int64_t u = first; u < last; ++u) {
     const int64_t row = u / p.panels * p.group, high = least(p.group, p.rows - row), lane = u % p.panels * p.panel, wide = least(p.panel, p.lanes - lane);
     const int64_t width = (wide + L - 1) / L * L, blocks = (high + kRows - 1) / kRows;
     // blocks as equal as can be
     const auto edge = [&](int64_t b) { return b * high / blocks; };
-    if (dealt != row) {
+    if (packed != row) {
       for (int64_t b = 0; b < blocks; ++b) {
         const int64_t at = edge(b), many = edge(b + 1) - at;
         if (p.along_outputs) columns<E>(g, row + at, many, operand);
         else weights<E>(g, row + at, many, operand);
         pack<E, A>(operand, 0, g.channels, rows + at * g.channels, many);
       }
-      dealt = row;
+      packed = row;
     }
     if (p.along_outputs) {
       A shift[2 * L] = {};

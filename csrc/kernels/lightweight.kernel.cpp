@@ -39,7 +39,7 @@ struct Cut {
 // Channels-last rows are read where they lie, unless vectors are half a line and taps many: then each half is fetched for every 4 taps
 // (AVX2, float32, N8 C1024 T30 K31: 0.39 ms and 0.29 copied; bfloat16, which is widened as it is copied, 2.3 and 8.4 at N8 C512 T512 K31).
 template <class E> bool streams(const LightweightGeometry& g) {
-  typedef typename Sum<E>::type A;
+  typedef typename Accumulator<E>::type A;
   const bool cheap = VECTOR_BYTES == 64 || sizeof(E) < sizeof(A) || g.kernel <= 8;
   return cheap && g.x_channel == 1 && g.y_channel == 1 && g.dilation == 1 && g.channels >= Vec<A>::lanes;
 }
@@ -49,17 +49,17 @@ template <class E> size_t scratch_bytes(const LightweightGeometry& g) {
   // the tiles of x and of y or its gradient, and a vector for each tap and for the bias
   const size_t tiles = size_t(cut.rows + cut.tile + g.kernel + 1) * kGroups * VECTOR_BYTES;
   // a row of zeros, a vector for each tap and each vector of channels, and pointers to them and to the rows of a block
-  const size_t vectors = g.channels / Vec<typename Sum<E>::type>::lanes + 1;
+  const size_t vectors = g.channels / Vec<typename Accumulator<E>::type>::lanes + 1;
   const size_t rows = size_t(g.channels) * sizeof(E) + 64 + vectors * (g.kernel * VECTOR_BYTES + sizeof(void*)) + (kSums + g.kernel) * sizeof(void*);
   return streams<E>(g) && rows > tiles ? rows : tiles;
 }
 
 // One axis of memory: elements between positions and between channels.
-struct Lie { int64_t step, channel, length; };
+struct Strides { int64_t step, channel, length; };
 
 // Positions first + r·step, r in [0, count), of `lanes` channels: row r of `to`, or zeros where there is nothing or the mask is set.
 template <class E, class A>
-void fetch(const Lie& lie, Mode mode, const uint8_t* mask, const E* x, int64_t lanes, int64_t first, int64_t step, int64_t count, A* to) {
+void fetch(const Strides& lie, Mode mode, const uint8_t* mask, const E* x, int64_t lanes, int64_t first, int64_t step, int64_t count, A* to) {
   typedef typename Vec<A>::V V;
   constexpr int64_t L = Vec<A>::lanes;
   int64_t lo = 0, hi = 0;  // rows of NCT that are transposed in squares
@@ -104,7 +104,7 @@ void fetch(const Lie& lie, Mode mode, const uint8_t* mask, const E* x, int64_t l
 
 // The same of channels-last, `wide` channels at once, position by position: vector v of them is at to + v·apart.
 template <class E, class A>
-void fetch_rows(const Lie& lie, Mode mode, const uint8_t* mask, const E* x, int64_t wide, int64_t first, int64_t step, int64_t count, A* to, int64_t apart) {
+void fetch_rows(const Strides& lie, Mode mode, const uint8_t* mask, const E* x, int64_t wide, int64_t first, int64_t step, int64_t count, A* to, int64_t apart) {
   constexpr int64_t L = Vec<A>::lanes;
   for (int64_t r = 0; r < count; ++r, to += L) {
     const int64_t p = source(first + r * step, lie.length, 1, mode);
@@ -119,10 +119,10 @@ template <class A, int P, int Q> INLINE void add_taps(typename Vec<A>::V* sum, c
   constexpr int L = Vec<A>::lanes;
   V weight[Q];
 #pragma GCC unroll 8
-  for (int q = 0; q < Q; ++q) weight[q] = held(load(w + q * L));
+  for (int q = 0; q < Q; ++q) weight[q] = in_register(load(w + q * L));
 #pragma GCC unroll 32
   for (int s = 0; s < P + Q - 1; ++s) {
-    const V row = held(load(x + s * L));
+    const V row = in_register(load(x + s * L));
 #pragma GCC unroll 8
     for (int q = 0; q < Q; ++q)
       if (s - q >= 0 && s - q < P) sum[s - q] += weight[q] * row;
@@ -142,7 +142,7 @@ template <class A, int P> INLINE void add_up(typename Vec<A>::V* sum, const A* x
     }
   }
   for (; i < K; ++i) {
-    const V weight = held(load(w + i * L));
+    const V weight = in_register(load(w + i * L));
 #pragma GCC unroll 16
     for (int j = 0; j < P; ++j) sum[j] += weight * load(x + (j + i * D) * L);
   }
@@ -242,10 +242,10 @@ template <class E, class A, int P, int Q> INLINE void add_rows(typename Vec<A>::
   constexpr int L = Vec<A>::lanes;
   V weight[Q];
 #pragma GCC unroll 8
-  for (int q = 0; q < Q; ++q) weight[q] = held(load(w + q * L));
+  for (int q = 0; q < Q; ++q) weight[q] = in_register(load(w + q * L));
 #pragma GCC unroll 32
   for (int s = 0; s < P + Q - 1; ++s) {
-    const V at = held(load(row[s] + c));
+    const V at = in_register(load(row[s] + c));
 #pragma GCC unroll 8
     for (int q = 0; q < Q; ++q)
       if (s - q >= 0 && s - q < P) sum[s - q] += weight[q] * at;
@@ -380,7 +380,7 @@ void stream(const LightweightGeometry& g, int64_t c0, int64_t c1, int64_t t0, in
 template <class E>
 void forward(const LightweightGeometry& g, int64_t c0, int64_t c1, int64_t t0, int64_t t1, const void* xv, const void* wv, const void* bv, const uint8_t* mask,
              const uint8_t* zeroed, void* yv, void* scratch) {
-  typedef typename Sum<E>::type A;
+  typedef typename Accumulator<E>::type A;
   constexpr int64_t L = Vec<A>::lanes;
   const E* x = (const E*)xv;
   E* y = (E*)yv;
@@ -393,7 +393,7 @@ void forward(const LightweightGeometry& g, int64_t c0, int64_t c1, int64_t t0, i
   const Cut cut(g, VECTOR_BYTES);
   A *tile = (A*)scratch, *w = tile + (cut.rows + cut.tile) * kGroups * L;
   E* made = (E*)(tile + cut.rows * kGroups * L);  // (tile, kGroups·L)
-  const Lie lie{g.x_step, g.x_channel, g.length};
+  const Strides lie{g.x_step, g.x_channel, g.length};
   int64_t of = -1;
   for (int64_t q = 0; q < min64(cut.phases, t1); ++q) {
     // outputs q + r·phases in [t0, t1)
@@ -434,11 +434,11 @@ template <class A, int Q> INLINE void gather(A* total, const A* x, const A* gy, 
   for (; t + 4 <= n; t += 4) {
     V g[4];
 #pragma GCC unroll 4
-    for (int u = 0; u < 4; ++u) g[u] = held(load(gy + (t + u) * L));
+    for (int u = 0; u < 4; ++u) g[u] = in_register(load(gy + (t + u) * L));
     if (D == 1) {
 #pragma GCC unroll 16
       for (int s = 0; s < Q + 3; ++s) {
-        const V row = held(load(x + (t + s) * L));
+        const V row = in_register(load(x + (t + s) * L));
 #pragma GCC unroll 4
         for (int u = 0; u < 4; ++u)
           if (s - u >= 0 && s - u < Q) sum[u % R][s - u] += g[u] * row;
@@ -497,14 +497,14 @@ template <class A> void add_lanes(const A* rows, int64_t K, A* to) {
 template <class E>
 void grad_weight(const LightweightGeometry& g, int64_t c0, int64_t c1, int64_t samples, const void* xv, const void* gv, const uint8_t* mask, void* gwv, void* gbv,
                  void* scratch) {
-  typedef typename Sum<E>::type A;
+  typedef typename Accumulator<E>::type A;
   typedef typename Vec<A>::V V;
   constexpr int64_t L = Vec<A>::lanes;
   const Cut cut(g, VECTOR_BYTES);
   const bool last = g.x_channel == 1 && g.y_channel == 1;
   const int64_t width = last ? kGroups * L : L;  // channels at once
   A *rows = (A*)scratch, *grads = rows + cut.rows * width, *total = rows + (cut.rows + cut.tile) * kGroups * L, *shift = total + g.kernel * width;
-  const Lie of_x{g.x_step, g.x_channel, g.length}, of_y{g.y_step, g.y_channel, g.outputs};
+  const Strides of_x{g.x_step, g.x_channel, g.length}, of_y{g.y_step, g.y_channel, g.outputs};
   for (int64_t b = c0; b < c1; b += width) {
     const int64_t wide = min64(width, c1 - b);
     for (int64_t i = 0; i < (g.kernel + 1) * width; i += L) store(total + i, V{});

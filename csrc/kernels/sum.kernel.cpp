@@ -12,7 +12,7 @@ namespace ISA {
 namespace {
 
 template <class E> void add_up(const void* xv, int64_t n, void* sumv) {
-  typedef typename Sum<E>::type A;
+  typedef typename Accumulator<E>::type A;
   constexpr int64_t L = Vec<A>::lanes;
   const E* x = (const E*)xv;
   typename Vec<A>::V sum[4] = {};  // an addition takes four cycles

@@ -28,9 +28,9 @@ const CausalTables& tables() {
 
 const CausalKernels& kernels_of(const char* op, int32_t dtype) { return of_dtype(op, tables(), dtype); }
 
-// The filter of a call, its weights dealt (W, D); `storage` keeps them.
+// The filter of a call, its weights packed (W, D); `storage` keeps them.
 CausalFilter filter(const char* op, const Tensor& x, const Tensor& weight, const Tensor& bias, int64_t activation, std::unique_ptr<char[]>& storage) {
-  const int32_t kept = kept_in(x.dtype());
+  const int32_t kept = accumulator_dtype(x.dtype());
   if (x.dim() != 3 || !dense(x, false)) fail(op, "x must be a contiguous (B, D, T)", text(x.size()));
   if (weight.dim() != 2 || weight.size(0) != x.size(1) || weight.size(1) < 1 || !dense(weight, false) || (weight.dtype() != x.dtype() && weight.dtype() != kept))
     fail(op, "weight must be a contiguous (D, W) of the dtype of x or of its sums", text(weight.size()));
@@ -42,8 +42,8 @@ CausalFilter filter(const char* op, const Tensor& x, const Tensor& weight, const
   const int64_t channels = x.size(1), width = weight.size(1), sum = element_size(kept);
   storage.reset(new char[size_t(channels) * (width + 1) * sum]);
   char* b = storage.get() + size_t(channels) * width * sum;
-  deal(weight, storage.get(), channels, width, true, false);
-  if (bias) deal(bias, b, channels, 1, false, false);
+  pack_weights(weight, storage.get(), channels, width, true, false);
+  if (bias) pack_weights(bias, b, channels, 1, false, false);
   return {channels, width, storage.get(), bias ? b : nullptr, Activation(activation)};
 }
 
@@ -86,8 +86,8 @@ Tensor causal_update(const Tensor& x, const Tensor& state, const Tensor& weight,
 }
 
 // In y (B, D, T), a causal convolution of x, every position is made again whose window reaches into another sequence than its own.
-void causal_mend(const Tensor& y, const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const Tensor& owner, int64_t activation, bool flush) {
-  const char* op = "causal_mend";
+void causal_fixup_boundaries(const Tensor& y, const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const Tensor& owner, int64_t activation, bool flush) {
+  const char* op = "causal_fixup_boundaries";
   const CausalKernels& k = kernels_of(op, x.dtype());
   std::unique_ptr<char[]> storage;
   const CausalFilter f = filter(op, x, weight, bias, activation, storage);
@@ -116,8 +116,8 @@ void causal_mend(const Tensor& y, const Tensor& x, const Tensor& weight, const O
 const Register registered[] = {
     {"causal_update(Tensor x, Tensor(a!) state, Tensor weight, Tensor? bias, Tensor? rows, int activation, bool flush) -> Tensor", "causal_update",
      &Boxed<causal_update>::call},
-    {"causal_mend(Tensor(a!) y, Tensor x, Tensor weight, Tensor? bias, Tensor owner, int activation, bool flush) -> ()", "causal_mend",
-     &Boxed<causal_mend>::call},
+    {"causal_fixup_boundaries(Tensor(a!) y, Tensor x, Tensor weight, Tensor? bias, Tensor owner, int activation, bool flush) -> ()", "causal_fixup_boundaries",
+     &Boxed<causal_fixup_boundaries>::call},
 };
 
 }  // namespace

@@ -14,10 +14,10 @@ namespace omniconv {
 
 #define OMNICONV_DECLARE(level)                        \
   namespace level {                                    \
-  extern const PlanesTables depthwise_planes;          \
-  extern const PlanesGradTables depthwise_planes_grad; \
-  extern const LastTables depthwise_last;              \
-  extern const LiteralTables depthwise_literal;        \
+  extern const NchwTables depthwise_nchw;          \
+  extern const NchwGradTables depthwise_nchw_grad; \
+  extern const NhwcTables depthwise_nhwc;              \
+  extern const NaiveTables depthwise_naive;        \
   extern const SumTables sum;                          \
   }
 OMNICONV_DECLARE(isa_base)
@@ -29,36 +29,36 @@ OMNICONV_DECLARE(isa_avx512)
 namespace {
 
 struct Tables {
-  const PlanesTables& planes;
-  const PlanesGradTables& planes_grad;
-  const LastTables& last;
-  const LiteralTables& literal;
+  const NchwTables& planes;
+  const NchwGradTables& planes_grad;
+  const NhwcTables& last;
+  const NaiveTables& naive;
   const SumTables& sum;
 };
 
 Tables tables() {
 #if defined(__x86_64__)
-  if (isa() == kAvx512) return {isa_avx512::depthwise_planes, isa_avx512::depthwise_planes_grad, isa_avx512::depthwise_last, isa_avx512::depthwise_literal, isa_avx512::sum};
-  if (isa() == kAvx2) return {isa_avx2::depthwise_planes, isa_avx2::depthwise_planes_grad, isa_avx2::depthwise_last, isa_avx2::depthwise_literal, isa_avx2::sum};
+  if (isa() == kAvx512) return {isa_avx512::depthwise_nchw, isa_avx512::depthwise_nchw_grad, isa_avx512::depthwise_nhwc, isa_avx512::depthwise_naive, isa_avx512::sum};
+  if (isa() == kAvx2) return {isa_avx2::depthwise_nchw, isa_avx2::depthwise_nchw_grad, isa_avx2::depthwise_nhwc, isa_avx2::depthwise_naive, isa_avx2::sum};
 #endif
-  return {isa_base::depthwise_planes, isa_base::depthwise_planes_grad, isa_base::depthwise_last, isa_base::depthwise_literal, isa_base::sum};
+  return {isa_base::depthwise_nchw, isa_base::depthwise_nchw_grad, isa_base::depthwise_nhwc, isa_base::depthwise_naive, isa_base::sum};
 }
 
 struct Type {
-  const PlanesKernels& planes;
-  const PlanesGradKernels& planes_grad;
-  const LastKernels& last;
-  LiteralKernel literal;
+  const NchwKernels& planes;
+  const NchwGradKernels& planes_grad;
+  const NhwcKernels& last;
+  NaiveKernel naive;
   SumKernel add_up;
   size_t element, sum;  // bytes
 };
 
 Type type_of(const char* op, int32_t dtype) {
   const Tables t = tables();
-  if (dtype == aoti_torch_dtype_float32()) return {t.planes.f32, t.planes_grad.f32, t.last.f32, t.literal.f32, t.sum.f32, 4, 4};
-  if (dtype == aoti_torch_dtype_float64()) return {t.planes.f64, t.planes_grad.f64, t.last.f64, t.literal.f64, t.sum.f64, 8, 8};
-  if (dtype == aoti_torch_dtype_bfloat16()) return {t.planes.bf16, t.planes_grad.bf16, t.last.bf16, t.literal.bf16, t.sum.bf16, 2, 4};
-  if (dtype == aoti_torch_dtype_float16()) return {t.planes.f16, t.planes_grad.f16, t.last.f16, t.literal.f16, t.sum.f16, 2, 4};
+  if (dtype == aoti_torch_dtype_float32()) return {t.planes.f32, t.planes_grad.f32, t.last.f32, t.naive.f32, t.sum.f32, 4, 4};
+  if (dtype == aoti_torch_dtype_float64()) return {t.planes.f64, t.planes_grad.f64, t.last.f64, t.naive.f64, t.sum.f64, 8, 8};
+  if (dtype == aoti_torch_dtype_bfloat16()) return {t.planes.bf16, t.planes_grad.bf16, t.last.bf16, t.naive.bf16, t.sum.bf16, 2, 4};
+  if (dtype == aoti_torch_dtype_float16()) return {t.planes.f16, t.planes_grad.f16, t.last.f16, t.naive.f16, t.sum.f16, 2, 4};
   fail(op, "the dtype must be float32, float64, bfloat16 or float16", "code " + std::to_string(dtype));
 }
 
@@ -115,7 +115,7 @@ void check_shapes(const char* op, const Tensor& x, const Tensor& weight) {
   if (x.dim() < 3 || x.dim() > 5) fail(op, "the input must have 3 to 5 axes", text(x.size()));
   if (weight.dim() != x.dim() || weight.size(1) != 1) fail(op, "weight must be (C·M, 1, K…)", text(weight.size()));
   if (x.size(1) < 1 || weight.size(0) < 1 || weight.size(0) % x.size(1)) fail(op, "weight must have a multiple of the input's channels", text(weight.size()));
-  if (weight.dtype() != x.dtype() && weight.dtype() != kept_in(x.dtype())) fail(op, "weight must have the input's dtype, or that of its sums", std::to_string(weight.dtype()));
+  if (weight.dtype() != x.dtype() && weight.dtype() != accumulator_dtype(x.dtype())) fail(op, "weight must have the input's dtype, or that of its sums", std::to_string(weight.dtype()));
 }
 
 constexpr int64_t kSteepest = 64;  // stride whose input gradient is made: the time to set it up grows with its square
@@ -141,17 +141,17 @@ bool finite(const char* p, int64_t n, size_t sum) {
   return most < 0x7f800000u;
 }
 
-// y from x, geometry settled: weights as they are, or each channel's taps reversed (the adjoint).
+// y from x, geometry contiguous: weights as they are, or each channel's taps reversed (the adjoint).
 void convolve(const char* op, const DepthwiseGeometry& g, const Tensor& x, const Tensor& weight, const Tensor& bias, bool last, bool reversed, bool flush, Tensor& y) {
   const Type type = type_of(op, x.dtype());
   const int64_t samples = x.size(0), channels = x.size(1), outputs = weight.size(0), taps = volume(g.kernel);
   const int64_t in = volume(g.in), out = volume(g.out), work = taps * out * g.multiplier;
-  const bool as_they_are = !last && !reversed && weight.dtype() == kept_in(x.dtype());
-  std::unique_ptr<char[]> dealt(new char[size_t(outputs) * ((as_they_are ? 0 : taps) + 1) * type.sum]);
-  const char* w = as_they_are ? static_cast<const char*>(weight.data()) : dealt.get();
-  char* b = dealt.get() + (as_they_are ? 0 : size_t(outputs) * taps * type.sum);
-  if (!as_they_are) deal(weight, dealt.get(), outputs, taps, last, reversed);
-  if (bias) deal(bias, b, outputs, 1, false, false);
+  const bool as_they_are = !last && !reversed && weight.dtype() == accumulator_dtype(x.dtype());
+  std::unique_ptr<char[]> packed(new char[size_t(outputs) * ((as_they_are ? 0 : taps) + 1) * type.sum]);
+  const char* w = as_they_are ? static_cast<const char*>(weight.data()) : packed.get();
+  char* b = packed.get() + (as_they_are ? 0 : size_t(outputs) * taps * type.sum);
+  if (!as_they_are) pack_weights(weight, packed.get(), outputs, taps, last, reversed);
+  if (bias) pack_weights(bias, b, outputs, 1, false, false);
   else b = nullptr;
   const char* xp = static_cast<const char*>(x.data());
   char* yp = static_cast<char*>(y.data());
@@ -184,7 +184,7 @@ void convolve(const char* op, const DepthwiseGeometry& g, const Tensor& x, const
       const char *from = xp + p * in * type.element, *weights = w + c * filters * type.sum, *shift = b ? b + c * g.multiplier * type.sum : nullptr;
       char* to = yp + p * g.multiplier * out * type.element;
       if (all_finite || finite(weights, filters, type.sum)) type.planes.forward(g, count, from, weights, shift, to, space.data());
-      else type.literal(g, from, weights, shift, to);
+      else type.naive(g, from, weights, shift, to);
       p += count;
     }
   });
@@ -194,7 +194,7 @@ Tensor depthwise(const Tensor& given, const Tensor& weight, const OptionalTensor
   const char* op = "depthwise";
   check_shapes(op, given, weight);
   type_of(op, given.dtype());
-  if (bias && (bias.dim() != 1 || bias.size(0) != weight.size(0) || (bias.dtype() != given.dtype() && bias.dtype() != kept_in(given.dtype()))))
+  if (bias && (bias.dim() != 1 || bias.size(0) != weight.size(0) || (bias.dtype() != given.dtype() && bias.dtype() != accumulator_dtype(given.dtype()))))
     fail(op, "bias must be (C·M,) of the input's dtype, or that of its sums", text(bias.size()));
   const bool curved = activation == kSilu || activation == kGelu || activation == kSigmoid;
   if (activation < kNone || activation > kSigmoid || (curved && given.dtype() == aoti_torch_dtype_float64()))
@@ -204,12 +204,12 @@ Tensor depthwise(const Tensor& given, const Tensor& weight, const OptionalTensor
   g.activation = Activation(activation);
   g.ordered = ordered;
   const bool last = runs_last(given, g.multiplier);
-  const Settled settled(given, last || dense(given, false));
-  const Tensor& x = *settled;
+  const Contiguous contiguous(given, last || dense(given, false));
+  const Tensor& x = *contiguous;
   Ints size = out_size(g, x.dim() - 2);
   size.insert(size.begin(), {x.size(0), weight.size(0)});
   Tensor y = Tensor::empty(size, strides(size, last), x.dtype());
-  if (y.numel()) convolve(op, g, x, *Settled(weight, dense(weight, false)), *Settled(bias, !bias || dense(bias, false)), last, false, flush, y);
+  if (y.numel()) convolve(op, g, x, *Contiguous(weight, dense(weight, false)), *Contiguous(bias, !bias || dense(bias, false)), last, false, flush, y);
   return y;
 }
 
@@ -231,12 +231,12 @@ Tensor depthwise_grad_input(const Tensor& given, const Tensor& weight, const Int
     g.before[i] = g.dilation[i] * (g.kernel[i] - 1) - g.before[i];
   }
   const bool last = runs_last(given, 1);
-  const Settled settled(given, last || dense(given, false));
-  const Tensor& grad_y = *settled;
+  const Contiguous contiguous(given, last || dense(given, false));
+  const Tensor& grad_y = *contiguous;
   Ints whole = size;
   whole.insert(whole.begin(), {grad_y.size(0), grad_y.size(1)});
   Tensor grad_x = Tensor::empty(whole, strides(whole, last), grad_y.dtype());
-  if (grad_x.numel()) convolve(op, g, grad_y, *Settled(weight, dense(weight, false)), Tensor(), last, true, flush, grad_x);
+  if (grad_x.numel()) convolve(op, g, grad_y, *Contiguous(weight, dense(weight, false)), Tensor(), last, true, flush, grad_x);
   return grad_x;
 }
 
@@ -276,7 +276,7 @@ void gather_last(const Type& type, const DepthwiseGeometry& g, const Tensor& x, 
     over(channels - kLanes, channels, apart);
     for (int64_t t = 0; t <= taps; ++t) std::memcpy(sums.data() + t * row + whole * type.sum, apart.data() + t * row + whole * type.sum, rest * type.sum);
   }
-  deal(sums.data(), kept_in(x.dtype()), wp, taps, channels, true, false);
+  pack_weights(sums.data(), accumulator_dtype(x.dtype()), wp, taps, channels, true, false);
   if (bp) std::memcpy(bp, sums.data() + taps * row, row);
 }
 
@@ -290,10 +290,10 @@ std::pair<Tensor, Tensor> depthwise_grad_weight(const Tensor& grad_y, const Tens
   g.multiplier = grad_y.size(1) / x.size(1);
   if (out_size(g, x.dim() - 2) != spatial(grad_y)) fail(op, "grad_y must have the size of the output " + text(out_size(g, x.dim() - 2)), text(grad_y.size()));
   const bool last = runs_last(x, g.multiplier) && runs_last(grad_y, g.multiplier);
-  const Settled xs(x, last || dense(x, false)), gs(grad_y, last || dense(grad_y, false));
+  const Contiguous xs(x, last || dense(x, false)), gs(grad_y, last || dense(grad_y, false));
   const Type type = type_of(op, x.dtype());
   const int64_t outputs = grad_y.size(1), taps = volume(g.kernel);
-  const int32_t kept = kept_in(x.dtype());
+  const int32_t kept = accumulator_dtype(x.dtype());
   Ints size = kernel;
   size.insert(size.begin(), {outputs, 1});
   std::pair<Tensor, Tensor> grads{Tensor::empty(size, strides(size, false), kept), Tensor::empty({bias ? outputs : 0}, {1}, kept)};

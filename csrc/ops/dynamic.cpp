@@ -142,7 +142,7 @@ Tensor dynamic(const Tensor& given, const Tensor& numbers, const OptionalTensor&
   const Axes axes = axes_of(op, layout);
   Call c = settle(op, axes, given.size(), numbers, pads, dilation, mode, softmax);
   if (numbers.dtype() != given.dtype()) fail(op, "kernels must have the input's dtype", std::to_string(numbers.dtype()));
-  if (bias && (bias.dim() != 1 || bias.size(0) != c.channels || (bias.dtype() != given.dtype() && bias.dtype() != kept_in(given.dtype()))))
+  if (bias && (bias.dim() != 1 || bias.size(0) != c.channels || (bias.dtype() != given.dtype() && bias.dtype() != accumulator_dtype(given.dtype()))))
     fail(op, "bias must be (C,) of the input's dtype, or that of its sums", text(bias.size()));
   check_mask(op, mask, c.batch, c.g.length);
   settle_drops(op, c.g, seed, dropped);
@@ -150,14 +150,14 @@ Tensor dynamic(const Tensor& given, const Tensor& numbers, const OptionalTensor&
   if (activation < kNone || activation > kSigmoid || (curved && given.dtype() == aoti_torch_dtype_float64()))
     fail(op, "the activation must be one that is fused", std::to_string(activation));
   c.g.activation = Activation(activation);
-  const Settled xs(given, dense(given, false)), ks(numbers, dense(numbers, false)), ms(mask, !mask || dense(mask, false)), bs(bias, !bias || dense(bias, false));
+  const Contiguous xs(given, dense(given, false)), ks(numbers, dense(numbers, false)), ms(mask, !mask || dense(mask, false)), bs(bias, !bias || dense(bias, false));
   const Tensor &x = *xs, &kernels = *ks;
   const Ints size = in_layout(axes, c.batch, c.channels, c.g.outputs);
   Tensor y = Tensor::empty(size, strides(size, false), x.dtype());
   if (!y.numel()) return y;
-  const int64_t sum = element_size(kept_in(x.dtype()));
+  const int64_t sum = element_size(accumulator_dtype(x.dtype()));
   std::unique_ptr<char[]> shift(bias ? new char[size_t(c.channels) * sum] : nullptr);
-  if (bias) deal(*bs, shift.get(), c.channels, 1, false, false);
+  if (bias) pack_weights(*bs, shift.get(), c.channels, 1, false, false);
   const int64_t stretch = stretch_of(c, c.g.outputs);
   over(c, c.g.outputs, stretch, k.forward_bytes(c.g), flush, [&](const DynamicGeometry& g, int64_t n, int64_t h, int64_t first, int64_t last, void* scratch) {
     k.forward(g, first, last, at(x, n * c.x_sample + h * c.x_head), at(kernels, (n * c.heads + h) * c.kernel_elements()),
@@ -177,7 +177,7 @@ Tensor dynamic_grad_input(const Tensor& given, const Tensor& numbers, const Opti
   check_grads(op, c, axes, given, numbers);
   check_mask(op, mask, c.batch, c.g.length);
   settle_drops(op, c.g, seed, dropped);
-  const Settled gs(given, dense(given, false)), ks(numbers, dense(numbers, false)), ms(mask, !mask || dense(mask, false));
+  const Contiguous gs(given, dense(given, false)), ks(numbers, dense(numbers, false)), ms(mask, !mask || dense(mask, false));
   const Tensor &grad_y = *gs, &kernels = *ks;
   Tensor grad_x = Tensor::empty(size, strides(size, false), grad_y.dtype());
   if (!grad_x.numel()) return grad_x;
@@ -200,7 +200,7 @@ Tensor dynamic_grad_kernels(const Tensor& grad, const Tensor& given, const Tenso
   check_grads(op, c, axes, grad, numbers);
   check_mask(op, mask, c.batch, c.g.length);
   settle_drops(op, c.g, seed, dropped);
-  const Settled gs(grad, dense(grad, false)), xs(given, dense(given, false)), ks(numbers, dense(numbers, false)), ms(mask, !mask || dense(mask, false));
+  const Contiguous gs(grad, dense(grad, false)), xs(given, dense(given, false)), ks(numbers, dense(numbers, false)), ms(mask, !mask || dense(mask, false));
   const Tensor &grad_y = *gs, &x = *xs, &kernels = *ks;
   Tensor grad_kernels = Tensor::empty(numbers.size(), strides(numbers.size(), false), numbers.dtype());
   if (!grad_kernels.numel()) return grad_kernels;
@@ -214,26 +214,26 @@ Tensor dynamic_grad_kernels(const Tensor& grad, const Tensor& given, const Tenso
 }
 
 // By what the weights (N, H, K, Out) of a call are multiplied when some are dropped, in the type of the sums.
-Tensor dynamic_drops(const Tensor& kernels, const Tensor& seed, int64_t dropped) {
-  const char* op = "dynamic_drops";
+Tensor dynamic_dropout_scale(const Tensor& kernels, const Tensor& seed, int64_t dropped) {
+  const char* op = "dynamic_dropout_scale";
   if (kernels.dim() != 4) fail(op, "kernels must be (N, H, K, Out)", text(kernels.size()));
-  const int32_t kept = kept_in(kernels.dtype());
+  const int32_t kept = accumulator_dtype(kernels.dtype());
   const DynamicKernels& k = kernels_of(op, kernels.dtype());
   DynamicGeometry g{};
   g.scale = 1;
   g.kernel = kernels.size(2);
   g.positions = kernels.size(3);
   settle_drops(op, g, seed, dropped);
-  Tensor drops = Tensor::empty(kernels.size(), strides(kernels.size(), false), kept);
-  const int64_t n = drops.numel();
-  if (kept == aoti_torch_dtype_float64()) std::fill_n(static_cast<double*>(drops.data()), n, 1.0);
-  else std::fill_n(static_cast<float*>(drops.data()), n, 1.0f);
-  for (int64_t head = 0; n && head < kernels.size(0) * kernels.size(1); ++head, g.row += g.kernel) k.drop(g, at(drops, head * g.kernel * g.positions));
-  return drops;
+  Tensor scales = Tensor::empty(kernels.size(), strides(kernels.size(), false), kept);
+  const int64_t n = scales.numel();
+  if (kept == aoti_torch_dtype_float64()) std::fill_n(static_cast<double*>(scales.data()), n, 1.0);
+  else std::fill_n(static_cast<float*>(scales.data()), n, 1.0f);
+  for (int64_t head = 0; n && head < kernels.size(0) * kernels.size(1); ++head, g.row += g.kernel) k.drop(g, at(scales, head * g.kernel * g.positions));
+  return scales;
 }
 
 const Register registered[] = {
-    {"dynamic_drops(Tensor kernels, Tensor seed, int dropped) -> Tensor", "dynamic_drops", &Boxed<dynamic_drops>::call},
+    {"dynamic_dropout_scale(Tensor kernels, Tensor seed, int dropped) -> Tensor", "dynamic_dropout_scale", &Boxed<dynamic_dropout_scale>::call},
     {"dynamic(Tensor x, Tensor kernels, Tensor? bias, Tensor? mask, int layout, SymInt[] pads, int dilation, int mode, bool softmax, Tensor? seed, int dropped, int activation, bool flush) -> Tensor",
      "dynamic", &Boxed<dynamic>::call},
     {"dynamic_grad_input(Tensor grad_y, Tensor kernels, Tensor? mask, SymInt[] length, int layout, SymInt[] pads, int dilation, bool softmax, Tensor? seed, int dropped, bool flush) -> Tensor",

@@ -37,7 +37,7 @@ struct Call {
   int64_t batch, heads;
   bool time_first;  // positions of a channel lie side by side
 
-  int64_t sum_size(int32_t dtype) const { return element_size(kept_in(dtype)); }
+  int64_t sum_size(int32_t dtype) const { return element_size(accumulator_dtype(dtype)); }
 };
 
 // The call of an input of `size` and a weight (H, K); pads are (before, after).
@@ -45,7 +45,7 @@ Call settle(const char* op, const Axes& axes, const Ints& size, const Tensor& we
   if (size.size() != 3) fail(op, "the input must have 3 axes", text(size));
   const int64_t batch = size[axes.batch], channels = size[axes.channel], length = size[axes.time];
   if (weight.dim() != 2) fail(op, "weight must be (H, K)", text(weight.size()));
-  if (weight.dtype() != dtype && weight.dtype() != kept_in(dtype)) fail(op, "weight must have the input's dtype, or that of its sums", std::to_string(weight.dtype()));
+  if (weight.dtype() != dtype && weight.dtype() != accumulator_dtype(dtype)) fail(op, "weight must have the input's dtype, or that of its sums", std::to_string(weight.dtype()));
   const int64_t heads = weight.size(0), K = weight.size(1), outputs = outputs_of(op, axes, size, "weight", heads, K, pads, dilation, mode);
   const Ints x = strides(size, false), y = strides(in_layout(axes, batch, channels, outputs), false);
   return {{length, outputs, channels, channels / heads, K, dilation, pads[0], x[axes.time], x[axes.channel], x[axes.batch], y[axes.time], y[axes.channel], y[axes.batch],
@@ -55,10 +55,10 @@ Call settle(const char* op, const Axes& axes, const Ints& size, const Tensor& we
 
 // The weights as they are applied, in the type of sums; their taps reversed where asked.
 std::unique_ptr<char[]> applied(const LightweightKernels& k, const Tensor& weight, const Call& c, bool softmax, bool reversed) {
-  const Settled settled(weight, is_whole(weight));
+  const Contiguous contiguous(weight, is_whole(weight));
   std::unique_ptr<char[]> w(new char[size_t(c.heads) * c.g.kernel * c.sum_size(weight.dtype())]);
   // a softmax does not mind where its taps stand
-  deal(*settled, w.get(), c.heads, c.g.kernel, false, reversed);
+  pack_weights(*contiguous, w.get(), c.heads, c.g.kernel, false, reversed);
   if (softmax) k.softmax(c.heads, c.g.kernel, w.get());
   return w;
 }
@@ -69,7 +69,7 @@ bool is_finite(const char* weight, int64_t count, int64_t size) {
   return sum == 0;
 }
 
-// y of x, geometry settled; outputs where `zeroed` is set are 0.
+// y of x, geometry contiguous; outputs where `zeroed` is set are 0.
 void convolve(const LightweightKernels& k, Call c, const Tensor& x, const char* weight, const char* bias, const Tensor& mask, const Tensor& zeroed, bool flush, Tensor& y) {
   LightweightGeometry& g = c.g;
   g.finite = is_finite(weight, c.heads * g.kernel, c.sum_size(x.dtype()));
@@ -100,7 +100,7 @@ Tensor lightweight(const Tensor& given, const Tensor& weight, const OptionalTens
   const LightweightKernels& k = kernels_of(op, given.dtype());
   const Axes axes = axes_of(op, layout);
   Call c = settle(op, axes, given.size(), weight, given.dtype(), pads, dilation, mode);
-  if (bias && (bias.dim() != 1 || bias.size(0) != c.g.channels || (bias.dtype() != given.dtype() && bias.dtype() != kept_in(given.dtype()))))
+  if (bias && (bias.dim() != 1 || bias.size(0) != c.g.channels || (bias.dtype() != given.dtype() && bias.dtype() != accumulator_dtype(given.dtype()))))
     fail(op, "bias must be (C,) of the input's dtype, or that of its sums", text(bias.size()));
   check_mask(op, mask, c.batch, c.g.length);
   const bool curved = activation == kSilu || activation == kGelu || activation == kSigmoid;
@@ -110,10 +110,10 @@ Tensor lightweight(const Tensor& given, const Tensor& weight, const OptionalTens
   const Ints size = in_layout(axes, c.batch, c.g.channels, c.g.outputs);
   Tensor y = Tensor::empty(size, strides(size, false), given.dtype());
   if (!y.numel()) return y;
-  const Settled x(given, is_whole(given)), masked(mask, is_whole(mask));
+  const Contiguous x(given, is_whole(given)), masked(mask, is_whole(mask));
   const std::unique_ptr<char[]> w = applied(k, weight, c, softmax, false);
   std::unique_ptr<char[]> shift(bias ? new char[size_t(c.g.channels) * c.sum_size(given.dtype())] : nullptr);
-  if (bias) deal(*Settled(bias, is_whole(bias)), shift.get(), c.g.channels, 1, false, false);
+  if (bias) pack_weights(*Contiguous(bias, is_whole(bias)), shift.get(), c.g.channels, 1, false, false);
   convolve(k, c, *x, w.get(), shift.get(), *masked, Tensor(), flush, y);
   return y;
 }
@@ -132,7 +132,7 @@ Tensor lightweight_grad_input(const Tensor& given, const Tensor& weight, const O
   check_mask(op, mask, c.batch, c.g.length);
   Tensor grad_x = Tensor::empty(size, strides(size, false), given.dtype());
   if (!grad_x.numel()) return grad_x;
-  const Settled grad_y(given, is_whole(given)), masked(mask, is_whole(mask));
+  const Contiguous grad_y(given, is_whole(given)), masked(mask, is_whole(mask));
   LightweightGeometry& g = c.g;
   std::swap(g.length, g.outputs);
   std::swap(g.x_step, g.y_step);
@@ -154,10 +154,10 @@ std::pair<Tensor, Tensor> lightweight_grad_weight(const Tensor& grad, const Tens
   if (grad.dtype() != given.dtype()) fail(op, "grad_y must have the input's dtype", std::to_string(grad.dtype()));
   check_mask(op, mask, c.batch, c.g.length);
   const LightweightGeometry& g = c.g;
-  const int32_t kept = kept_in(given.dtype());
+  const int32_t kept = accumulator_dtype(given.dtype());
   const int64_t sum = element_size(kept), element = element_size(given.dtype()), weights = c.heads * g.kernel, biases = bias ? g.channels : 0;
   std::pair<Tensor, Tensor> grads{Tensor::empty(weight.size(), strides(weight.size(), false), kept), Tensor::empty({biases}, {1}, kept)};
-  const Settled x(given, is_whole(given)), grad_y(grad, is_whole(grad)), masked(mask, is_whole(mask));
+  const Contiguous x(given, is_whole(given)), grad_y(grad, is_whole(grad)), masked(mask, is_whole(mask));
   // whole heads a unit, enough of them to fill vectors, and where these are few a share of the samples: none of it depends on the threads
   constexpr int64_t kLanes = 16, kShares = 8;
   const int64_t row_of_channels = c.time_first ? 0 : 8 * kLanes;  // what is copied at once of channels-last

@@ -1,4 +1,4 @@
-// What every op does with its operands: refuses them by name, looks at how they lie in memory, and deals its weights for the kernels.
+// What every op does with its operands: refuses them by name, looks at how they lie in memory, and packs its weights for the kernels.
 #pragma once
 #include <algorithm>
 #include <cstring>
@@ -77,9 +77,9 @@ inline Tensor copied(const Tensor& t) {
 }
 
 // A tensor, or a contiguous copy of it.
-class Settled {
+class Contiguous {
  public:
-  Settled(const Tensor& t, bool as_it_is) : copy_(t && !as_it_is ? copied(t) : Tensor()), used_(copy_ ? copy_ : t) {}
+  Contiguous(const Tensor& t, bool as_it_is) : copy_(t && !as_it_is ? copied(t) : Tensor()), used_(copy_ ? copy_ : t) {}
   const Tensor& operator*() const { return used_; }
 
  private:
@@ -88,13 +88,13 @@ class Settled {
 };
 
 // The type that sums of elements are kept in.
-inline int32_t kept_in(int32_t dtype) { return dtype == aoti_torch_dtype_float64() ? dtype : aoti_torch_dtype_float32(); }
+inline int32_t accumulator_dtype(int32_t dtype) { return dtype == aoti_torch_dtype_float64() ? dtype : aoti_torch_dtype_float32(); }
 
 // Weights (outputs, taps), which have the type of the elements or of the sums, in the latter, their taps reversed where asked; (taps, outputs)
 // where `last`.
-void deal(const void* weights, int32_t dtype, void* out, int64_t outputs, int64_t taps, bool last, bool reversed);
-inline void deal(const Tensor& t, void* out, int64_t outputs, int64_t taps, bool last, bool reversed) {
-  deal(t.data(), t.dtype(), out, outputs, taps, last, reversed);
+void pack_weights(const void* weights, int32_t dtype, void* out, int64_t outputs, int64_t taps, bool last, bool reversed);
+inline void pack_weights(const Tensor& t, void* out, int64_t outputs, int64_t taps, bool last, bool reversed) {
+  pack_weights(t.data(), t.dtype(), out, outputs, taps, last, reversed);
 }
 
 // How many units of `work` multiply-adds make a chunk worth a thread: about ten microseconds.

@@ -35,7 +35,7 @@ Tensor pointwise(const Tensor& x, const Tensor& weight, const OptionalTensor& bi
   if (x.dim() != 3 || x.size(1) < 1 || x.size(1) > kMost) fail(op, "x must be (N, C, T) with at least one channel and at most 2^31", text(x.size()));
   if (weight.dim() != 3 || weight.size(0) < 1 || weight.size(1) != x.size(1) || weight.size(2) != 1 || weight.dtype() != x.dtype())
     fail(op, "weight must be (O, " + std::to_string(x.size(1)) + ", 1) of the dtype of x", text(weight.size()));
-  if (bias && (bias.dim() != 1 || bias.size(0) != weight.size(0) || (bias.dtype() != x.dtype() && bias.dtype() != kept_in(x.dtype()))))
+  if (bias && (bias.dim() != 1 || bias.size(0) != weight.size(0) || (bias.dtype() != x.dtype() && bias.dtype() != accumulator_dtype(x.dtype()))))
     fail(op, "bias must be (" + std::to_string(weight.size(0)) + ",) of the dtype of x or of its sums", text(bias.size()));
   const bool curved = activation == kSilu || activation == kGelu || activation == kSigmoid;
   if (activation < kNone || activation > kSigmoid || (curved && x.dtype() == aoti_torch_dtype_float64()))
@@ -43,11 +43,11 @@ Tensor pointwise(const Tensor& x, const Tensor& weight, const OptionalTensor& bi
   const Ints size{x.size(0), weight.size(0), x.size(2)};
   Tensor y = Tensor::empty(size, strides(size, false), x.dtype());
   if (!x.size(0) || !x.size(2)) return y;
-  const Settled b(bias, !bias || dense(bias, false));
+  const Contiguous b(bias, !bias || dense(bias, false));
   std::unique_ptr<char[]> shift;
   if (bias) {
-    shift.reset(new char[size_t(size[1]) * element_size(kept_in(x.dtype()))]);
-    deal(*b, shift.get(), size[1], 1, false, false);
+    shift.reset(new char[size_t(size[1]) * element_size(accumulator_dtype(x.dtype()))]);
+    pack_weights(*b, shift.get(), size[1], 1, false, false);
   }
   const auto stride = [](const Tensor& t, int64_t axis) { return t.size(axis) == 1 ? 1 : t.stride()[axis]; };
   const Gemm g{size[0], x.size(1), size[1], size[2], x.data(), stride(x, 0), stride(x, 1), stride(x, 2),

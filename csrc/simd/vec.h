@@ -18,8 +18,8 @@ struct bf16 { uint16_t bits; };
 struct f16 { uint16_t bits; };
 
 // What a sum of elements E is kept in.
-template <class E> struct Sum { typedef float type; };
-template <> struct Sum<double> { typedef double type; };
+template <class E> struct Accumulator { typedef float type; };
+template <> struct Accumulator<double> { typedef double type; };
 
 template <class A> struct Vec;
 template <> struct Vec<float> {
@@ -44,7 +44,7 @@ template <class A> INLINE typename Vec<A>::V broadcast(A x) { return x - typenam
 
 // The same vector, in a register: the compiler otherwise folds one load into every operation that uses it, and loads become the limit
 // (3x3 channels-last, AVX-512: 175 GFLOP/s with the loads folded, 240 without).
-template <class V> INLINE V held(V v) {
+template <class V> INLINE V in_register(V v) {
 #if defined(__AVX512F__)
   __asm__("" : "+v"(v));
 #elif defined(__SSE__)

@@ -1,6 +1,6 @@
 """The operators: every convolution as a function. Re-exports only; each lives in the file of its technique."""
 
-from omniconv.techniques._causal import causal_conv1d_fn, causal_conv1d_update
+from omniconv.techniques.causal import causal_conv1d_fn, causal_conv1d_update
 from omniconv.techniques.deformable import deform_conv2d
 from omniconv.techniques.depthwise import depthwise_conv1d, depthwise_conv2d, depthwise_conv3d
 from omniconv.techniques.depthwise_separable import (

@@ -146,7 +146,7 @@ def pads_of(
 
 @dataclass(frozen=True)
 class Grid:
-    """The windows of a grid convolution, settled: one stride, dilation and (before, after) pad per axis, and the mode."""
+    """The windows of a grid convolution, normalized: one stride, dilation and (before, after) pad per axis, and the mode."""
 
     stride: tuple[int, ...]
     pads: Pairs
@@ -212,7 +212,7 @@ def grid(
 
 @dataclass(frozen=True)
 class Spread:
-    """The windows of a transposed convolution, settled: input i and tap t meet output i·S − before + t·D.
+    """The windows of a transposed convolution, normalized: input i and tap t meet output i·S − before + t·D.
 
     ``crops`` are cut from the full output, ``output_padding`` is added after.
     """
@@ -296,10 +296,10 @@ def spread(
                 f"{op}: output_padding must be below the stride or the dilation, got {extra} "
                 f"with stride {strides}, dilation {dilations}"
             )
-    settled = Spread(strides, crops, extra, dilations)
-    if any(o < 1 for o in settled.output_size(size, kernel)):
-        raise ValueError(f"{op}: the output must have at least one position per axis, got {settled.output_size(size, kernel)}")
-    return settled
+    normalized = Spread(strides, crops, extra, dilations)
+    if any(o < 1 for o in normalized.output_size(size, kernel)):
+        raise ValueError(f"{op}: the output must have at least one position per axis, got {normalized.output_size(size, kernel)}")
+    return normalized
 
 
 def _output_padding_for(

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from omniconv.ops.layer import Layer
 from omniconv.problem import Problem
 from omniconv.techniques import Operand, Technique, find
-from omniconv.techniques._layer import Layer
 
 _ROUNDOFF = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.bfloat16: 2.0**-24, torch.float16: 2.0**-24}
 

@@ -6,7 +6,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from omniconv.functional import depthwise_conv1d
 from omniconv.techniques import find
-from omniconv.techniques._causal import causal_conv1d_fn, causal_conv1d_update
+from omniconv.techniques.causal import causal_conv1d_fn, causal_conv1d_update
 from omniconv.testing import assert_within_bound
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]

@@ -167,7 +167,9 @@ def test_opcheck():
     rows = torch.tensor([4, 1])
     torch.library.opcheck(OPS.causal_update.default, (x, normal(2, 20, 3, seed=3), weight, bias, None, 3, True))
     torch.library.opcheck(OPS.causal_update.default, (x, normal(5, 20, 6, seed=3), weight, None, rows, 0, True))
-    torch.library.opcheck(OPS.causal_mend.default, (x.clone(), x, weight, bias, torch.tensor([[0, 0, 1], [2, 2, 2]]), 1, True))
+    torch.library.opcheck(
+        OPS.causal_fixup_boundaries.default, (x.clone(), x, weight, bias, torch.tensor([[0, 0, 1], [2, 2, 2]]), 1, True)
+    )
 
 
 WRONG_UPDATES = [

@@ -6,12 +6,12 @@ from torch.export import Dim
 
 import omniconv
 from omniconv import settings
+from omniconv.engines.dynamic import ENGINE
+from omniconv.engines.sequence import REFUSALS
 from omniconv.functional import dynamic_conv1d
 from omniconv.nn import DynamicConv1d
+from omniconv.ops.sequence import softmax_error
 from omniconv.techniques import find
-from omniconv.techniques._dynamic import ENGINE
-from omniconv.techniques._sequence import softmax_error
-from omniconv.techniques._sequence_engine import REFUSALS
 from omniconv.techniques.dynamic import reference
 from omniconv.testing import assert_within_bound
 
@@ -427,9 +427,9 @@ def test_weights_are_dropped_at_the_rate_and_the_rest_scaled(rate, level):
     torch.manual_seed(7)
     seed = torch.randint(-(2**63), 2**63 - 1, (1,))
     for dtype in DTYPES:
-        told = OPS.dynamic_drops(kernels.to(dtype), seed, round(rate * 2**32))
+        told = OPS.dynamic_dropout_scale(kernels.to(dtype), seed, round(rate * 2**32))
         assert torch.equal(told != 0, kept)
-    torch.testing.assert_close(OPS.dynamic_drops(kernels, seed, round(rate * 2**32)), factors)
+    torch.testing.assert_close(OPS.dynamic_dropout_scale(kernels, seed, round(rate * 2**32)), factors)
 
 
 def test_calls_drop_independently_and_rate_one_drops_all():
@@ -455,7 +455,7 @@ def test_gradients_are_those_of_the_weights_that_were_dropped(layout, positions,
     seed = torch.randint(-(2**63), 2**63 - 1, (1,))
 
     def dropped(x, kernels, bias):
-        weights = kernels.softmax(2) * OPS.dynamic_drops(kernels.detach(), seed, round(0.4 * 2**32))
+        weights = kernels.softmax(2) * OPS.dynamic_dropout_scale(kernels.detach(), seed, round(0.4 * 2**32))
         return reference(x, weights, bias, softmax=False, layout=layout)
 
     for made, wanted in zip(ours, result_and_gradients(dropped, laid(x, layout), kernels, bias, grad_y), strict=True):
@@ -481,7 +481,7 @@ def test_opcheck_with_dropped_weights():
     torch.library.opcheck(OPS.dynamic.default, (x, kernels, bias, None, *place, 0, *weights, 3, True))
     torch.library.opcheck(OPS.dynamic_grad_input.default, (grad_y, kernels, None, [20], *place, *weights, True))
     torch.library.opcheck(OPS.dynamic_grad_kernels.default, (grad_y, x, kernels, None, *place, *weights, True))
-    torch.library.opcheck(OPS.dynamic_drops.default, (kernels, *weights[1:]))
+    torch.library.opcheck(OPS.dynamic_dropout_scale.default, (kernels, *weights[1:]))
 
 
 def test_refusals_are_told_and_true():

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 
 from omniconv.functional import depthwise_conv1d, lightweight_conv1d
 from omniconv.nn import LightweightConv1d
+from omniconv.ops.sequence import softmax_error
 from omniconv.techniques import find, parse
-from omniconv.techniques._sequence import softmax_error
 from omniconv.techniques.lightweight import reference
 
 LAYOUTS = {"NCT": (0, 1, 2), "NTC": (0, 2, 1), "TNC": (2, 0, 1)}

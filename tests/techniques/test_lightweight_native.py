@@ -10,13 +10,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from omniconv import settings
 from omniconv.convert.fairseq import InterleavedLightweightConv1d
+from omniconv.engines.lightweight import refusal
+from omniconv.engines.sequence import REFUSALS
 from omniconv.functional import lightweight_conv1d
 from omniconv.geometry import grid
 from omniconv.nn import LightweightConv1d
+from omniconv.ops.sequence import LAYOUTS
 from omniconv.techniques import find
-from omniconv.techniques._lightweight import refusal
-from omniconv.techniques._sequence import LAYOUTS
-from omniconv.techniques._sequence_engine import REFUSALS
 from omniconv.techniques.lightweight import reference
 from omniconv.testing import assert_within_bound
 

@@ -12,11 +12,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import omniconv
 from omniconv import settings
+from omniconv.engines.dense import ENGINE, REFUSALS, refusal
 from omniconv.functional import pointwise_conv1d, pointwise_conv2d
 from omniconv.nn import DynamicConv1d, PointwiseConv1d
 from omniconv.problem import Problem
 from omniconv.techniques import find
-from omniconv.techniques._pointwise import ENGINE, REFUSALS, refusal
 from omniconv.testing import assert_within_bound
 
 OPS = torch.ops.omniconv

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from omniconv.functional import dynamic_conv1d, lightweight_conv1d
+from omniconv.ops.sequence import LAYOUTS
 from omniconv.settings import composite_only
 from omniconv.techniques import find
-from omniconv.techniques._sequence import LAYOUTS
 
 BATCH = 2
 

@@ -6,9 +6,9 @@ import torch.nn.functional as F
 
 from omniconv import nn as onn
 from omniconv.analysis.layers import formatted
+from omniconv.engines.plan_cache import Calls
 from omniconv.functional import conv1d, conv2d, conv3d
 from omniconv.techniques import standard
-from omniconv.techniques._calls import Calls
 from omniconv.techniques.standard import reference
 
 TORCH = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}

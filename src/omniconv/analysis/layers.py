@@ -12,8 +12,8 @@ from torch.nn.modules.conv import _ConvNd
 
 from omniconv.analysis.cost import Cost, cost
 from omniconv.analysis.untouched import untouched
+from omniconv.ops.layer import Layer
 from omniconv.problem import Problem
-from omniconv.techniques._layer import Layer
 
 # known by their names, since their packages need not be installed: torchvision's, and fairseq's layers over sequences
 BY_NAME = (

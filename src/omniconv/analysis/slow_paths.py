@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.modules.conv import _ConvNd
 
 from omniconv.analysis.layers import FORMATS, Kind
-from omniconv.techniques._layer import Layer
+from omniconv.ops.layer import Layer
 
 LARGE_KERNEL = 15  # taps an axis: of 13 oneDNN still takes jit_dw, of 15 gemm:jit (torch 2.13, ONEDNN_VERBOSE=1)
 FEW = 16  # channels a group: what a vector of AVX-512 holds

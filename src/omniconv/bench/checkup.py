@@ -22,9 +22,9 @@ from omniconv.bench.compare import PEER_TOLERANCE
 from omniconv.bench.peers import FORWARD, reason_of
 from omniconv.bench.results import Benchmark, Row, fastest, load
 from omniconv.bench.runner import HALF, LAYOUT_TOLERANCE, agree
+from omniconv.ops.layer import Layer
 from omniconv.problem import Problem
 from omniconv.techniques import find
-from omniconv.techniques._layer import Layer
 from omniconv.timing import RISK, Interrupted, Machine, Timing, Versus, contest, machine
 
 STOCK, OURS = "stock", "omniconv"

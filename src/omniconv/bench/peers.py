@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from omniconv.ops.sequence import LAYOUTS
+from omniconv.ops.technique import Stage
 from omniconv.problem import DTYPES, Problem
 from omniconv.techniques import Technique
-from omniconv.techniques._sequence import LAYOUTS
-from omniconv.techniques._technique import Stage
 
 FORWARD, BOTH = "forward", "both"
 DIRECTIONS = (FORWARD, BOTH)

@@ -12,8 +12,8 @@ from omniconv.analysis.doctor import Package
 from omniconv.analysis.peaks import Floor, Peaks
 from omniconv.analysis.tables import SCHEMA_VERSION, plain
 from omniconv.bench.peers import DIRECTIONS, Absent
+from omniconv.ops.sequence import LAYOUTS
 from omniconv.problem import DTYPES
-from omniconv.techniques._sequence import LAYOUTS
 from omniconv.timing import Machine, Timing, machine
 
 SHORTEST_SCALED = 1e-4  # seconds; what one thread does in less is not worth a second one

@@ -25,9 +25,9 @@ from omniconv.bench.compare import PEER_TOLERANCE, fresh_layer
 from omniconv.bench.layer_lists import NetworkLayer, read_layers
 from omniconv.bench.peers import BOTH, DIRECTIONS, FORMATS, Absent, Rival, Task, Way, laid_out, reason_of, rivals, torch_way, ways
 from omniconv.bench.results import SHORTEST_SCALED, Benchmark, Measured, Row, Settings
+from omniconv.ops.sequence import LAYOUTS
 from omniconv.problem import Problem
 from omniconv.techniques import Technique, find
-from omniconv.techniques._sequence import LAYOUTS
 from omniconv.testing import assert_within_bound, layer_calls, make_inputs, verify_gradients, verify_layer, widened
 from omniconv.timing import Interrupted, Timing, alternate, machine
 

@@ -10,8 +10,8 @@ from omniconv.bench.peers import BOTH, DIRECTIONS
 from omniconv.bench.report import milliseconds
 from omniconv.bench.results import Benchmark, Measured, Row, fastest, load
 from omniconv.bench.runner import HALF
+from omniconv.ops.sequence import LAYOUTS
 from omniconv.problem import Problem
-from omniconv.techniques._sequence import LAYOUTS
 
 RESULTS = Path("benchmarks") / "results"
 NO_RESULTS = "No results are committed yet: `make bench` measures this machine."

@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from omniconv.functional import pointwise_conv2d
 from omniconv.geometry import is_integer
 from omniconv.nn import Conv2d, ConvTranspose2d, DilatedConv2d, PointwiseConv2d
-from omniconv.techniques._operator import fail
+from omniconv.ops.operator import fail
 
 Kind = Literal["basic", "bottleneck", "plain"]
 Up = Literal["bilinear", "learned", "interpolate"]

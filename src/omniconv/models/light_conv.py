@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from omniconv.geometry import LARGEST, is_integer
 from omniconv.nn import DynamicConv1d, LightweightConv1d
-from omniconv.techniques._operator import fail
-from omniconv.techniques._sequence import Axes, SequenceLayer, axes_of, received_mask
+from omniconv.ops.operator import fail
+from omniconv.ops.sequence import Axes, SequenceLayer, axes_of, received_mask
 
 Step = Callable[[nn.Module, Tensor], Tensor]
 

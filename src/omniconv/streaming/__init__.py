@@ -2,9 +2,9 @@
 
 from torch import nn
 
+from omniconv.ops.layer import Causal
 from omniconv.streaming._places import Step
 from omniconv.streaming._stream import Stream
-from omniconv.techniques._layer import Causal
 
 __all__ = ["Causal", "Step", "Stream", "streaming"]
 

@@ -5,8 +5,8 @@ from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
-from omniconv.techniques._layer import Causal, Layer
-from omniconv.techniques._sequence import LAYOUTS, Axes
+from omniconv.ops.layer import Causal, Layer
+from omniconv.ops.sequence import LAYOUTS, Axes
 
 Step = Callable[[nn.Module, Tensor], Tensor]
 

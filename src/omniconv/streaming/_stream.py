@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from omniconv.geometry import is_integer
+from omniconv.ops.layer import SHORT
+from omniconv.ops.operator import FLOATS, fail
+from omniconv.ops.sequence import LAYOUTS
 from omniconv.streaming._places import Chain, Declared, Layout, Looking, Place, label_of, place_of, refuse
-from omniconv.techniques._layer import SHORT
-from omniconv.techniques._operator import FLOATS, fail
-from omniconv.techniques._sequence import LAYOUTS
 
 Rows = Sequence[int] | Tensor
 _Fixed = tuple[int, torch.dtype, torch.device]  # by the first chunk: rows of the batch, and what the chunks are

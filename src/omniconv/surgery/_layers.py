@@ -12,10 +12,10 @@ from torch.utils._pytree import tree_leaves
 
 from omniconv.geometry import normal_padding, pads_of
 from omniconv.nn import DepthwiseSeparableConv1d, DepthwiseSeparableConv2d, DepthwiseSeparableConv3d, SeparableConv2d
+from omniconv.ops.grid import GridLayer
+from omniconv.ops.operator import fail
 from omniconv.surgery._positions import CALLER, POOLS_MORE, Axis, Lost, Place, Places, Recorder, dense
 from omniconv.surgery._windows import Dense, Extension, Window
-from omniconv.techniques._grid import GridLayer
-from omniconv.techniques._operator import fail
 
 CONV = nn.modules.conv._ConvNd
 _TRANSPOSED = nn.modules.conv._ConvTransposeNd

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from omniconv.techniques._operator import fail
+from omniconv.ops.operator import fail
 
 CALLER = "stride_to_dilation"
 POOLS_MORE = "pools more positions than before: what it gives, and what follows from that, differs"

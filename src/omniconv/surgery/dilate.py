@@ -13,10 +13,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from omniconv.geometry import is_integer
 from omniconv.nn import SeparableConv2d
+from omniconv.ops.operator import fail
 from omniconv.surgery._layers import CONV, FORWARDS, MAX_POOLS, SEPARABLE, Outcome, Walk, called, settings_of
 from omniconv.surgery._positions import CALLER, Axis
 from omniconv.surgery._windows import Dense, DilatedAvgPool, Extension
-from omniconv.techniques._operator import fail
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from omniconv.analysis.cost import Cost, cost
 from omniconv.analysis.targets import load
+from omniconv.ops.operator import fail
 from omniconv.surgery.dilate import DilationChange, dilation_plan, stride_to_dilation
-from omniconv.techniques._operator import fail
 
 
 @dataclass(frozen=True)

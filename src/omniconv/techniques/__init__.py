@@ -1,5 +1,6 @@
 """The techniques, each a vertical slice of its own file, and the one list of them."""
 
+from omniconv.ops.technique import Cost, Operand, Peer, Stage, Technique
 from omniconv.problem import Problem
 from omniconv.techniques import (
     deformable,
@@ -14,7 +15,6 @@ from omniconv.techniques import (
     standard,
     transposed,
 )
-from omniconv.techniques._technique import Cost, Operand, Peer, Stage, Technique
 
 TECHNIQUES: tuple[Technique, ...] = (
     standard.TECHNIQUE,

@@ -12,26 +12,26 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from omniconv.engines.depthwise import ENGINE, LANES, call_key, chunks_differ, deliver_depthwise, depthwise, known, remember
 from omniconv.geometry import Padding, grid
-from omniconv.problem import Problem
-from omniconv.techniques._activation import activate, check_activation
-from omniconv.techniques._bound import activation_error, linear_error
-from omniconv.techniques._depthwise import ENGINE, LANES, call_key, chunks_differ, deliver_depthwise, depthwise, known, remember
-from omniconv.techniques._equation import grid_convolution
-from omniconv.techniques._grid import (
+from omniconv.ops.activation import activate, check_activation
+from omniconv.ops.error_bound import activation_error, linear_error
+from omniconv.ops.grid import (
     TAKES,
     GridLayer,
     check_channels,
     convolve,
     grid_operands,
     grid_stage,
+    make_windows,
     torch_convolution,
     window_arguments,
-    windows_of,
 )
-from omniconv.techniques._layer import SHORT, Causal, causal_past
-from omniconv.techniques._operator import check_bias, check_weight, per_rank, receive
-from omniconv.techniques._technique import Operand, Stage, Technique
+from omniconv.ops.layer import SHORT, Causal, causal_past
+from omniconv.ops.operator import check_bias, check_weight, per_rank, prepare_operands
+from omniconv.ops.reference import grid_convolution
+from omniconv.ops.technique import Operand, Stage, Technique
+from omniconv.problem import Problem
 
 
 def reference(
@@ -93,11 +93,11 @@ def depthwise_conv(
     key = call_key(op, input, weight, bias, stride, padding, dilation, padding_mode, activation)
     if key is not None and (found := known(key, input, weight, bias)) is not None:
         return depthwise(input, weight, bias, found.windows, activation, integers=found.integers)
-    x, weight, bias = receive(op, rank, input, weight=weight, bias=bias)
+    x, weight, bias = prepare_operands(op, rank, input, weight=weight, bias=bias)
     check_weight(op, x, weight, groups=max(x.shape[1], 1))
     check_bias(op, bias, weight.shape[0])
     check_activation(op, activation)
-    windows = windows_of(op, x.shape[2:], weight.shape[2:], stride, padding, dilation, padding_mode)
+    windows = make_windows(op, x.shape[2:], weight.shape[2:], stride, padding, dilation, padding_mode)
     remember(key, rank, input, weight, bias, windows)
     return deliver_depthwise(input, rank, x, weight, bias, windows, activation)
 

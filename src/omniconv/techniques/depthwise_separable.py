@@ -14,18 +14,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from omniconv.engines.dense import pointwise, refusal
+from omniconv.engines.depthwise import ENGINE, fused_apart, staged_depthwise
 from omniconv.geometry import Grid, Padding, grid
+from omniconv.ops.activation import activate, check_activation, followed_apart
+from omniconv.ops.error_bound import activation_error, linear_error
+from omniconv.ops.grid import TAKES, check_channels, grid_stage, normalized, window_arguments
+from omniconv.ops.grid import convolve as convolve_on_grid
+from omniconv.ops.layer import Causal, Layer
+from omniconv.ops.operator import check_bias, check_weight, fail, finalize_output, per_rank, prepare_operands
+from omniconv.ops.reference import grid_convolution, with_bias
+from omniconv.ops.technique import Operand, Peer, Stage, Technique
 from omniconv.problem import Problem
-from omniconv.techniques._activation import activate, check_activation, followed_apart
-from omniconv.techniques._bound import activation_error, linear_error
-from omniconv.techniques._depthwise import ENGINE, fused_apart, staged_depthwise
-from omniconv.techniques._equation import grid_convolution, with_bias
-from omniconv.techniques._grid import TAKES, check_channels, grid_stage, settled, window_arguments
-from omniconv.techniques._grid import convolve as convolve_on_grid
-from omniconv.techniques._layer import Causal, Layer
-from omniconv.techniques._operator import check_bias, check_weight, deliver, fail, per_rank, receive
-from omniconv.techniques._pointwise import pointwise, refusal
-from omniconv.techniques._technique import Operand, Peer, Stage, Technique
 from omniconv.techniques.depthwise import DepthwiseConv, DepthwiseConv1d, DepthwiseConv2d, DepthwiseConv3d
 from omniconv.techniques.pointwise import PointwiseConv, PointwiseConv1d, PointwiseConv2d, PointwiseConv3d
 from omniconv.techniques.pointwise import reference as pointwise_reference
@@ -119,7 +119,7 @@ def depthwise_separable_conv(
     Source: Chollet 2017, arXiv:1610.02357; Howard et al. 2017, arXiv:1704.04861.
     """
     op = f"depthwise_separable_conv{rank}d"
-    x, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias = receive(
+    x, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias = prepare_operands(
         op,
         rank,
         input,
@@ -140,7 +140,7 @@ def depthwise_separable_conv(
     check_activation(op, activation)
     windows = grid(op, x.shape[2:], depthwise_weight.shape[2:], stride, padding, dilation, padding_mode)
     operands = (x, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias)
-    return deliver(input, rank, convolve, operands, windows, depthwise_activation, activation)
+    return finalize_output(input, rank, convolve, operands, windows, depthwise_activation, activation)
 
 
 depthwise_separable_conv1d, depthwise_separable_conv2d, depthwise_separable_conv3d = per_rank(depthwise_separable_conv)
@@ -183,7 +183,7 @@ class DepthwiseSeparableConv(Layer):
         name = type(self).__name__
         check_activation(name, depthwise_activation, "depthwise_activation")
         check_activation(name, activation)
-        settled(name, self.rank, kernel_size, stride, padding, dilation, padding_mode)
+        normalized(name, self.rank, kernel_size, stride, padding, dilation, padding_mode)
         check_channels(name, groups=1, in_channels=in_channels, out_channels=out_channels, multiplier=multiplier)
         depthwise, pointwise = self.parts
         made = {"bias": bias, "device": device, "dtype": dtype}

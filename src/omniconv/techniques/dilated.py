@@ -15,11 +15,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from omniconv.engines.depthwise import ENGINE
 from omniconv.geometry import Padding
+from omniconv.ops.grid import GridLayer, convolve, torch_convolution
+from omniconv.ops.technique import Technique
 from omniconv.problem import Problem
-from omniconv.techniques._depthwise import ENGINE
-from omniconv.techniques._grid import GridLayer, convolve, torch_convolution
-from omniconv.techniques._technique import Technique
 from omniconv.techniques.standard import TECHNIQUE as STANDARD
 from omniconv.techniques.standard import arguments, bound, conv1d, conv2d, conv3d, operands, reference, stages
 

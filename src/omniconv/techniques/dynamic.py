@@ -15,15 +15,14 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from omniconv.engines.dense import refusal as projection_refusal
+from omniconv.engines.depthwise import call_key, fused_apart
+from omniconv.engines.dynamic import ENGINE, apply, dynamic, known, refusal, remember
 from omniconv.geometry import Grid, Padding, pads_of
-from omniconv.problem import Problem
-from omniconv.techniques._depthwise import call_key, fused_apart
-from omniconv.techniques._dynamic import ENGINE, apply, dynamic, known, refusal, remember
-from omniconv.techniques._grid import grid_stage
-from omniconv.techniques._layer import Causal, Layer, one_position
-from omniconv.techniques._operator import accumulated_in, fail, is_watched, receive, watched, watches
-from omniconv.techniques._pointwise import refusal as projection_refusal
-from omniconv.techniques._sequence import (
+from omniconv.ops.grid import grid_stage
+from omniconv.ops.layer import Causal, Layer, one_position
+from omniconv.ops.operator import accumulated_in, fail, intercepted, interceptors, is_intercepted, prepare_operands
+from omniconv.ops.sequence import (
     LAYOUTS,
     TAKES,
     Axes,
@@ -32,21 +31,22 @@ from omniconv.techniques._sequence import (
     axes_of,
     check_axes,
     check_heads,
-    continued,
     definition,
     heads_of,
     kernel_bound,
+    make_windows,
     masked,
     normalised,
     of_channels,
+    pad_axis,
     received_mask,
     run,
     shift_and_add,
     variant,
-    windows_of,
 )
-from omniconv.techniques._sequence_peers import DYNAMIC_PEERS
-from omniconv.techniques._technique import Operand, Stage, Technique
+from omniconv.ops.sequence_peers import DYNAMIC_PEERS
+from omniconv.ops.technique import Operand, Stage, Technique
+from omniconv.problem import Problem
 from omniconv.techniques.pointwise import pointwise_conv1d
 
 CONTEXTS = ("position", "mean")
@@ -81,7 +81,7 @@ def convolve(
     """Shift and add in the layout of ``x``, its channels split by head."""
     heads, channels = kernels.shape[1], x.shape[axes.channel]
     split = (heads, channels // heads)
-    x = continued(masked(x, mask, axes), axes.time, windows).unflatten(axes.channel, split)
+    x = pad_axis(masked(x, mask, axes), axes.time, windows).unflatten(axes.channel, split)
     last = axes.time > axes.channel
     # (N, H, T) of one tap in the layout, with an axis of size 1 for the channels of a head
     taps = [axes.of(w).unsqueeze(axes.channel + 1) for w in normalised(kernels, 2, softmax, dropout).unbind(2)]
@@ -145,22 +145,22 @@ def dynamic_conv1d(
 
     Source: Wu et al. 2019, arXiv:1901.10430.
     """
-    if watches and is_watched():
-        return watched(dynamic_conv1d, locals())
+    if interceptors and is_intercepted():
+        return intercepted(dynamic_conv1d, locals())
     op = "dynamic_conv1d"
     key = None
     if padding_mask is None and type(weight_dropout) is float and not (training and weight_dropout):
-        settled = (op, layout, softmax is True, weight_dropout)
-        key = call_key(settled, input, kernels, bias, 1, padding, dilation, padding_mode, activation)
+        normalized = (op, layout, softmax is True, weight_dropout)
+        key = call_key(normalized, input, kernels, bias, 1, padding, dilation, padding_mode, activation)
     if key is not None and (found := known(key, input, kernels, bias)) is not None:
         return apply(convolve, input, kernels, bias, found, softmax=softmax, activation=activation)
-    x, kernels, bias = receive(op, 1, input, kernels=kernels, bias=bias)
+    x, kernels, bias = prepare_operands(op, 1, input, kernels=kernels, bias=bias)
     batched = input.dim() == 3
     axes = axes_of(op, layout, batched)
     check_axes(op, "kernels", "(N, H, K, Out)" if batched else "(H, K, Out)", kernels, input.dim() + 1)
     kernels = kernels if batched else kernels.unsqueeze(0)
     check_heads(op, "kernels", "(N, H, K, Out)", kernels.shape, kernels.shape[1], x.shape[axes.channel])
-    windows = windows_of(op, x.shape[axes.time], kernels.shape[2], padding, dilation, padding_mode)
+    windows = make_windows(op, x.shape[axes.time], kernels.shape[2], padding, dilation, padding_mode)
     (outputs,) = windows.output_size((x.shape[axes.time],), (kernels.shape[2],))
     if kernels.shape[0] != x.shape[axes.batch]:
         fail(op, f"kernels must have the input's {x.shape[axes.batch]} samples in axis 0", f"shape {tuple(kernels.shape)}")
@@ -349,7 +349,7 @@ def operands(problem: Problem) -> dict[str, Operand]:
 
 def _context(problem: Problem) -> str:
     """Of a layer: "position", or "mean" where the result is not as long as the input."""
-    windows = windows_of(problem.technique, problem.size[0], problem.kernel[0], problem.padding, problem.dilation, "zeros")
+    windows = make_windows(problem.technique, problem.size[0], problem.kernel[0], problem.padding, problem.dilation, "zeros")
     return "position" if windows.output_size(problem.size, problem.kernel) == problem.size else "mean"
 
 

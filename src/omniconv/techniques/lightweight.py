@@ -17,15 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from omniconv.engines.depthwise import call_key, fused_apart
+from omniconv.engines.lightweight import ENGINE, known, remember, unrefused
+from omniconv.engines.lightweight import lightweight as by_engine
+from omniconv.engines.sequence import refusal
 from omniconv.geometry import Grid, Padding
-from omniconv.problem import Problem
-from omniconv.techniques._depthwise import call_key, fused_apart
-from omniconv.techniques._grid import grid_stage
-from omniconv.techniques._layer import one_position
-from omniconv.techniques._lightweight import ENGINE, known, remember, unrefused
-from omniconv.techniques._lightweight import lightweight as by_engine
-from omniconv.techniques._operator import is_watched, receive, watched, watches
-from omniconv.techniques._sequence import (
+from omniconv.ops.grid import grid_stage
+from omniconv.ops.layer import one_position
+from omniconv.ops.operator import intercepted, interceptors, is_intercepted, prepare_operands
+from omniconv.ops.sequence import (
     LAYOUTS,
     TAKES,
     Axes,
@@ -34,21 +34,21 @@ from omniconv.techniques._sequence import (
     axes_of,
     check_axes,
     check_heads,
-    continued,
     definition,
     heads_of,
     kernel_bound,
+    make_windows,
     masked,
     normalised,
     of_channels,
+    pad_axis,
     run,
     shift_and_add,
     variant,
-    windows_of,
 )
-from omniconv.techniques._sequence_engine import refusal
-from omniconv.techniques._sequence_peers import LIGHTWEIGHT_PEERS
-from omniconv.techniques._technique import Operand, Stage, Technique
+from omniconv.ops.sequence_peers import LIGHTWEIGHT_PEERS
+from omniconv.ops.technique import Operand, Stage, Technique
+from omniconv.problem import Problem
 
 
 def reference(
@@ -80,7 +80,7 @@ def convolve(
 ) -> Tensor:
     """Shift and add in the layout of ``x``, with a number per channel and tap."""
     (heads, kernel), channels = weight.shape, x.shape[axes.channel]
-    x = continued(masked(x, mask, axes), axes.time, windows)
+    x = pad_axis(masked(x, mask, axes), axes.time, windows)
     per_head = normalised(weight, 1, softmax, dropout).t()
     per_channel = per_head.unsqueeze(2).expand(kernel, heads, channels // heads).flatten(1)
     if axes.time > axes.channel:
@@ -138,19 +138,19 @@ def lightweight_conv1d(
 
     Source: Wu et al. 2019, arXiv:1901.10430.
     """
-    if watches and is_watched():
-        return watched(lightweight_conv1d, locals())
+    if interceptors and is_intercepted():
+        return intercepted(lightweight_conv1d, locals())
     op = "lightweight_conv1d"
     key: Hashable = None
     if padding_mask is None and type(softmax) is bool and type(weight_dropout) is float and weight_dropout == 0.0:
         key = call_key(op, input, weight, bias, layout, padding, dilation, padding_mode, activation, softmax)
         if key is not None and (found := known(key, input, weight, bias)) is not None:
             return unrefused(convolve, input, weight, bias, *found, None, softmax, 0.0, activation)
-    x, weight, bias = receive(op, 1, input, weight=weight, bias=bias)
+    x, weight, bias = prepare_operands(op, 1, input, weight=weight, bias=bias)
     axes = axes_of(op, layout, input.dim() == 3)
     check_axes(op, "weight", "(H, K)", weight, 2)
     check_heads(op, "weight", "(H, K)", weight.shape, weight.shape[0], x.shape[axes.channel])
-    windows = windows_of(op, x.shape[axes.time], weight.shape[1], padding, dilation, padding_mode)
+    windows = make_windows(op, x.shape[axes.time], weight.shape[1], padding, dilation, padding_mode)
     y = run(
         op, convolve, input, x, weight, bias, axes, windows, softmax=softmax, padding_mask=padding_mask,
         weight_dropout=weight_dropout, training=training, activation=activation, native=partial(by_engine, convolve),

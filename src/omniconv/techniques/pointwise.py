@@ -13,17 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from omniconv.engines.dense import ENGINE, known_step, pointwise, refusal, remember_step
+from omniconv.engines.depthwise import call_key, fused_apart
 from omniconv.geometry import grid, per_axis
+from omniconv.ops.activation import activate, check_activation
+from omniconv.ops.error_bound import activation_error, linear_error
+from omniconv.ops.grid import GridLayer, convolve, grid_operands, grid_stage, torch_convolution
+from omniconv.ops.layer import Causal, one_position
+from omniconv.ops.operator import check_bias, check_weight, fail, finalize_output, per_rank, prepare_operands
+from omniconv.ops.reference import with_bias
+from omniconv.ops.technique import Operand, Stage, Technique
 from omniconv.problem import Problem
-from omniconv.techniques._activation import activate, check_activation
-from omniconv.techniques._bound import activation_error, linear_error
-from omniconv.techniques._depthwise import call_key, fused_apart
-from omniconv.techniques._equation import with_bias
-from omniconv.techniques._grid import GridLayer, convolve, grid_operands, grid_stage, torch_convolution
-from omniconv.techniques._layer import Causal, one_position
-from omniconv.techniques._operator import check_bias, check_weight, deliver, fail, per_rank, receive
-from omniconv.techniques._pointwise import ENGINE, known_step, pointwise, refusal, remember_step
-from omniconv.techniques._technique import Operand, Stage, Technique
 
 
 def reference(
@@ -80,7 +80,7 @@ def pointwise_conv(
     key = call_key(op, input, weight, bias, stride, 0, 1, "zeros", activation) if rank == 1 else None
     if (step := known_step(key)) is not None:
         return pointwise(input, weight, bias, activation, step)
-    x, weight, bias = receive(op, rank, input, weight=weight, bias=bias)
+    x, weight, bias = prepare_operands(op, rank, input, weight=weight, bias=bias)
     check_weight(op, x, weight, groups=1)
     if any(k != 1 for k in weight.shape[2:]):
         fail(op, "weight must be 1 on every spatial axis", tuple(weight.shape))
@@ -92,7 +92,7 @@ def pointwise_conv(
         remember_step(key, input, step)
         y = pointwise(x, weight, bias, activation, step)
         return y if input.dim() == 3 else y.squeeze(0)
-    return deliver(input, rank, convolve, (x, weight, bias), windows, 1, activation=activation)
+    return finalize_output(input, rank, convolve, (x, weight, bias), windows, 1, activation=activation)
 
 
 pointwise_conv1d, pointwise_conv2d, pointwise_conv3d = per_rank(pointwise_conv)

@@ -19,15 +19,24 @@ import torch
 from torch import Tensor, nn
 
 from omniconv.geometry import Grid, Padding, grid
+from omniconv.ops.activation import activate, check_activation
+from omniconv.ops.error_bound import activation_error, linear_error
+from omniconv.ops.grid import TAKES, check_channels, grid_stage, normalized, window_arguments
+from omniconv.ops.grid import convolve as convolve_on_grid
+from omniconv.ops.layer import Layer
+from omniconv.ops.operator import (
+    check_bias,
+    check_weight,
+    fail,
+    finalize_output,
+    intercepted,
+    interceptors,
+    is_intercepted,
+    prepare_operands,
+)
+from omniconv.ops.reference import grid_convolution
+from omniconv.ops.technique import Operand, Peer, Stage, Technique
 from omniconv.problem import Problem
-from omniconv.techniques._activation import activate, check_activation
-from omniconv.techniques._bound import activation_error, linear_error
-from omniconv.techniques._equation import grid_convolution
-from omniconv.techniques._grid import TAKES, check_channels, grid_stage, settled, window_arguments
-from omniconv.techniques._grid import convolve as convolve_on_grid
-from omniconv.techniques._layer import Layer
-from omniconv.techniques._operator import check_bias, check_weight, deliver, fail, is_watched, receive, watched, watches
-from omniconv.techniques._technique import Operand, Peer, Stage, Technique
 
 
 def _column_and_row(windows: Grid) -> tuple[Grid, Grid]:
@@ -124,10 +133,12 @@ def separable_conv2d(
 
     Source: Jaderberg et al. 2014, arXiv:1405.3866.
     """
-    if watches and is_watched():
-        return watched(separable_conv2d, locals())
+    if interceptors and is_intercepted():
+        return intercepted(separable_conv2d, locals())
     op = "separable_conv2d"
-    x, weight_column, weight_row, bias = receive(op, 2, input, weight_column=weight_column, weight_row=weight_row, bias=bias)
+    x, weight_column, weight_row, bias = prepare_operands(
+        op, 2, input, weight_column=weight_column, weight_row=weight_row, bias=bias
+    )
     check_weight(op, x, weight_column, groups, "weight_column")
     if weight_column.shape[3] != 1:
         fail(op, "weight_column must be (Cm, C/G, Ky, 1)", tuple(weight_column.shape))
@@ -138,7 +149,7 @@ def separable_conv2d(
     check_bias(op, bias, weight_row.shape[0])
     check_activation(op, activation)
     column, row = _windows(op, x, weight_column, weight_row, stride, padding, dilation, padding_mode)
-    return deliver(input, 2, convolve, (x, weight_column, weight_row, bias), column, row, groups, activation=activation)
+    return finalize_output(input, 2, convolve, (x, weight_column, weight_row, bias), column, row, groups, activation=activation)
 
 
 class SeparableConv2d(Layer):
@@ -173,7 +184,7 @@ class SeparableConv2d(Layer):
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        windows = settled(name, 2, kernel_size, stride, padding, dilation, padding_mode)
+        windows = normalized(name, 2, kernel_size, stride, padding, dilation, padding_mode)
         self.kernel_size, self.stride, self.padding, self.dilation = windows
         mid = out_channels if mid_channels is None else mid_channels
         check_channels(name, groups=groups, in_channels=in_channels, out_channels=out_channels, mid_channels=mid)

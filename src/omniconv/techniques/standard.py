@@ -15,14 +15,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from omniconv.engines.depthwise import ENGINE, call_key, deliver_depthwise, depthwise, known, remember
+from omniconv.engines.plan_cache import Calls
 from omniconv.geometry import Padding, grid
-from omniconv.problem import Problem
-from omniconv.techniques._activation import activate, check_activation
-from omniconv.techniques._bound import activation_error, linear_error
-from omniconv.techniques._calls import Calls
-from omniconv.techniques._depthwise import ENGINE, call_key, deliver_depthwise, depthwise, known, remember
-from omniconv.techniques._equation import grid_convolution
-from omniconv.techniques._grid import (
+from omniconv.ops.activation import activate, check_activation
+from omniconv.ops.error_bound import activation_error, linear_error
+from omniconv.ops.grid import (
     TAKES,
     GridLayer,
     Settings,
@@ -30,13 +28,15 @@ from omniconv.techniques._grid import (
     convolve_again,
     grid_operands,
     grid_stage,
+    make_windows,
     settings_of,
     torch_convolution,
     window_arguments,
-    windows_of,
 )
-from omniconv.techniques._operator import check_bias, check_weight, deliver, fail, per_rank, receive
-from omniconv.techniques._technique import Operand, Stage, Technique
+from omniconv.ops.operator import check_bias, check_weight, fail, finalize_output, per_rank, prepare_operands
+from omniconv.ops.reference import grid_convolution
+from omniconv.ops.technique import Operand, Stage, Technique
+from omniconv.problem import Problem
 
 
 def reference(
@@ -109,19 +109,19 @@ def conv(
             return convolve_again(input, weight, bias, asked, activation)
         if groups > 1 and (found := known(key, input, weight, bias)) is not None:
             return depthwise(input, weight, bias, found.windows, activation, integers=found.integers)
-    x, weight, bias = receive(op, rank, input, any_dtype=True, weight=weight, bias=bias)
+    x, weight, bias = prepare_operands(op, rank, input, any_dtype=True, weight=weight, bias=bias)
     check_weight(op, x, weight, groups)
     check_bias(op, bias, weight.shape[0])
     check_activation(op, activation)
     if activation is not None and not x.is_floating_point():
         fail(op, f"activation must be None for an input of {x.dtype}", repr(activation))
-    windows = windows_of(op, x.shape[2:], weight.shape[2:], stride, padding, dilation, padding_mode)
+    windows = make_windows(op, x.shape[2:], weight.shape[2:], stride, padding, dilation, padding_mode)
     if groups == x.shape[1] > 1 and x.is_floating_point():
         remember(key, rank, input, weight, bias, windows)
         return deliver_depthwise(input, rank, x, weight, bias, windows, activation)
     if key is not None and input.dim() == rank + 2 and (asked := settings_of(x, windows, groups)) is not None:
         _torchs.note(key, asked)
-    return deliver(input, rank, convolve, (x, weight, bias), windows, groups, activation=activation)
+    return finalize_output(input, rank, convolve, (x, weight, bias), windows, groups, activation=activation)
 
 
 # By the key of a call what torch is asked for: its checks are made once. A call took 13 µs more than torch.nn's and takes 6; with

@@ -18,14 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omniconv.geometry import Padding, Spread, normal_padding, per_axis, spread
+from omniconv.ops.activation import activate, check_activation
+from omniconv.ops.error_bound import activation_error, linear_error
+from omniconv.ops.grid import check_channels
+from omniconv.ops.layer import Layer
+from omniconv.ops.operator import check_bias, check_weight, fail, finalize_output, per_rank, prepare_operands
+from omniconv.ops.reference import spread_convolution
+from omniconv.ops.technique import Operand, Peer, Stage, Technique
 from omniconv.problem import Problem
-from omniconv.techniques._activation import activate, check_activation
-from omniconv.techniques._bound import activation_error, linear_error
-from omniconv.techniques._equation import spread_convolution
-from omniconv.techniques._grid import check_channels
-from omniconv.techniques._layer import Layer
-from omniconv.techniques._operator import check_bias, check_weight, deliver, fail, per_rank, receive
-from omniconv.techniques._technique import Operand, Peer, Stage, Technique
 
 _CONVOLUTIONS = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
@@ -113,14 +113,14 @@ def conv_transpose(
     Source: Zeiler et al. 2010; Dumoulin & Visin 2016, arXiv:1603.07285.
     """
     op = f"conv_transpose{rank}d"
-    x, weight, bias = receive(op, rank, input, any_dtype=True, weight=weight, bias=bias)
+    x, weight, bias = prepare_operands(op, rank, input, any_dtype=True, weight=weight, bias=bias)
     check_weight(op, x, weight, groups, in_axis=0)
     check_bias(op, bias, weight.shape[1] * groups)
     check_activation(op, activation)
     if activation is not None and not x.is_floating_point():
         fail(op, f"activation must be None for an input of {x.dtype}", repr(activation))
     windows = spread(op, x.shape[2:], weight.shape[2:], stride, padding, output_padding, dilation, output_size)
-    return deliver(input, rank, convolve, (x, weight, bias), windows, groups, activation=activation)
+    return finalize_output(input, rank, convolve, (x, weight, bias), windows, groups, activation=activation)
 
 
 conv_transpose1d, conv_transpose2d, conv_transpose3d = per_rank(conv_transpose)
@@ -317,8 +317,8 @@ def _plain_torch(
     output_size: int | Sequence[int] | None = None,
     **windows: Any,
 ) -> Tensor:
-    settled = spread("torch", input.shape[2:], weight.shape[2:], output_size=output_size, **windows)
-    return activate(convolve(input, weight, bias, settled, groups), activation)
+    normalized = spread("torch", input.shape[2:], weight.shape[2:], output_size=output_size, **windows)
+    return activate(convolve(input, weight, bias, normalized, groups), activation)
 
 
 TECHNIQUE = Technique(

@@ -18,9 +18,9 @@ from omniconv.analysis.cost.modules import Modules
 from omniconv.analysis.cost.recorder import Recorder
 from omniconv.analysis.cost.result import METRICS, Cost, Counts, ModuleCost, Row, total_status
 from omniconv.analysis.untouched import untouched
+from omniconv.ops.operator import intercept_ops
 from omniconv.problem import Problem
 from omniconv.techniques import find
-from omniconv.techniques._operator import watching
 
 
 def cost(target: nn.Module | Callable[..., Any] | Problem | str, /, *inputs: Any, backward: bool = False, **kwargs: Any) -> Cost:
@@ -222,7 +222,7 @@ class _Run:
             if self.module is not None:
                 recorder.memory.leave_out(_held(self.module))
             recorder.memory.see(tensors_in([inputs, kwargs]))
-            with recorder, watching(recorder.watch):
+            with recorder, intercept_ops(recorder.intercept):
                 results = tensors_in(target(*inputs, **kwargs))
                 if self.backward:
                     self._gradients(recorder, results, tensors_in([inputs, kwargs]))

@@ -11,11 +11,11 @@ from torch import Tensor
 from omniconv.analysis.cost.estimates import per_result
 from omniconv.analysis.cost.work import WORDS, Work, known_problem, technique_of
 from omniconv.geometry import normal_padding, per_axis, spread
+from omniconv.ops.sequence import axes_of
+from omniconv.ops.technique import Stage
 from omniconv.problem import Problem
 from omniconv.techniques import TECHNIQUES, find
-from omniconv.techniques._causal import causal_conv1d_fn, causal_conv1d_update
-from omniconv.techniques._sequence import axes_of
-from omniconv.techniques._technique import Stage
+from omniconv.techniques.causal import causal_conv1d_fn, causal_conv1d_update
 
 Arguments = Mapping[str, Any]
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from omniconv.analysis.cost.calls import Call, formula, per_axis
 from omniconv.analysis.cost.work import Work, convolution_stage, problem_of, technique_of
 from omniconv.geometry import Pairs
+from omniconv.ops.technique import Stage
 from omniconv.problem import Problem
-from omniconv.techniques._technique import Stage
 
 
 def _same_sides(padding: Sequence[int]) -> Pairs:

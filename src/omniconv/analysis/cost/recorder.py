@@ -18,8 +18,8 @@ from omniconv.analysis.cost.modules import Modules
 from omniconv.analysis.cost.result import METRICS, Counts, Coverage, Row, Shapes, total_status
 from omniconv.analysis.cost.work import Work, bytes_of
 from omniconv.geometry import Pairs
+from omniconv.ops.operator import intercept_ops
 from omniconv.problem import Problem
-from omniconv.techniques._operator import watching
 
 # what makes no numbers and moves none
 _FREE = frozenset(("_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "lift_fresh"))
@@ -148,17 +148,17 @@ class Recorder(TorchDispatchMode):
         self._origins.setdefault(number, Origin(self.modules.name, line, self._inside))
         return out
 
-    def watch(self, op: Any, given: Mapping[str, Any]) -> Any:
+    def intercept(self, op: Any, given: Mapping[str, Any]) -> Any:
         """A call of an op of the house, which is one line; what it does inside is not."""
         if torch._C._are_functorch_transforms_active():  # its operands hide axes, which what is inside shows
-            with watching(None):
+            with intercept_ops(None):
                 return op(**given)
         before = self._inside
         operands = tensors_in(given)
         call = HouseCall(Line("", "", "", None, None, (), ()), Work(), 0)
         self._inside = call
         try:
-            with watching(None):
+            with intercept_ops(None):
                 out = op(**given)
         finally:
             self._inside = before

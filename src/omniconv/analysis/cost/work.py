@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from omniconv.geometry import Pairs
+from omniconv.ops.technique import Stage
 from omniconv.problem import DTYPES, Problem
 from omniconv.techniques import find
-from omniconv.techniques._technique import Stage
 
 WORDS = {dtype: word for word, dtype in DTYPES.items()}
 

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from omniconv import settings
 from omniconv.analysis.untouched import untouched
-from omniconv.techniques._operator import watching
+from omniconv.ops.operator import intercept_ops
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -122,14 +122,14 @@ class Recorder(TorchDispatchMode):
         self._record(func, args, kwargs, result)
         return result
 
-    def watch(self, op: Callable[..., Any], given: Mapping[str, Any]) -> Any:
+    def intercept(self, op: Callable[..., Any], given: Mapping[str, Any]) -> Any:
         """A deformable convolution is one node: the ops that it is made of look where numbers say that are not there."""
         if op.__name__ != "deform_conv2d":
-            with watching(None):
+            with intercept_ops(None):
                 return op(**given)
         before, self._muted = self._muted, True
         try:
-            with watching(None):
+            with intercept_ops(None):
                 result = op(**given)
         finally:
             self._muted = before
@@ -257,7 +257,7 @@ def record(module: Callable[..., Any], inputs: Inputs, of: int | str, shapes: Se
             stack.enter_context(_watched(module, recorder, stop))
         stack.enter_context(torch.no_grad())
         stack.enter_context(settings.composite_only())
-        stack.enter_context(watching(recorder.watch))
+        stack.enter_context(intercept_ops(recorder.intercept))
         if not real:
             stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
             stack.enter_context(_quiet())

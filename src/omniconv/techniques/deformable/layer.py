@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from omniconv.geometry import Padding
-from omniconv.techniques._activation import check_activation
-from omniconv.techniques._grid import check_channels, settled
-from omniconv.techniques._layer import Layer
-from omniconv.techniques._operator import fail
+from omniconv.ops.activation import check_activation
+from omniconv.ops.grid import check_channels, normalized
+from omniconv.ops.layer import Layer
+from omniconv.ops.operator import fail
 from omniconv.techniques.deformable.op import deform_conv2d
 from omniconv.techniques.standard import Conv2d
 
@@ -52,7 +52,7 @@ class DeformConv2d(Layer):
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        windows = settled(name, 2, kernel_size, stride, padding, dilation, "zeros")
+        windows = normalized(name, 2, kernel_size, stride, padding, dilation, "zeros")
         self.kernel_size, self.stride, self.padding, self.dilation = windows
         check_channels(name, groups=groups, in_channels=in_channels, out_channels=out_channels)
         check_channels(name, groups=1, offset_groups=offset_groups)

@@ -10,13 +10,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from omniconv.geometry import Grid, Padding, grid
-from omniconv.techniques._activation import activate, check_activation
-from omniconv.techniques._equation import at_tap, mixed, taps_of, with_bias
-from omniconv.techniques._operator import check_bias, check_weight, deliver, fail, is_watched, receive, watched, watches
+from omniconv.ops.activation import activate, check_activation
+from omniconv.ops.operator import (
+    check_bias,
+    check_weight,
+    fail,
+    finalize_output,
+    intercepted,
+    interceptors,
+    is_intercepted,
+    prepare_operands,
+)
+from omniconv.ops.reference import at_tap, mixed, taps_of, with_bias
 
 
-def windows_of(op: str, input: Tensor, weight: Tensor, stride: Any, padding: Padding, dilation: Any) -> Grid:
-    """The windows of a call, settled and checked."""
+def make_windows(op: str, input: Tensor, weight: Tensor, stride: Any, padding: Padding, dilation: Any) -> Grid:
+    """The windows of a call, normalized and checked."""
     return grid(op, input.shape[2:], weight.shape[2:], stride, padding, dilation)
 
 
@@ -53,7 +62,7 @@ def reference(
 ) -> Tensor:
     """The definition, tap by tap and corner by corner."""
     n, c = input.shape[:2]
-    windows = windows_of("reference", input, weight, stride, padding, dilation)
+    windows = make_windows("reference", input, weight, stride, padding, dilation)
     row, column = places_of(offset, windows, weight.shape[2:])
     groups, outputs = row.shape[1], row.shape[3:]
     masks = None if mask is None else mask.reshape(row.shape)
@@ -192,10 +201,10 @@ def deform_conv2d(
 
     Source: Dai et al. 2017, arXiv:1703.06211; Zhu et al. 2019, arXiv:1811.11168.
     """
-    if watches and is_watched():
-        return watched(deform_conv2d, locals())
+    if interceptors and is_intercepted():
+        return intercepted(deform_conv2d, locals())
     op = "deform_conv2d"
-    x, offset, weight, bias, mask = receive(op, 2, input, offset=offset, weight=weight, bias=bias, mask=mask)
+    x, offset, weight, bias, mask = prepare_operands(op, 2, input, offset=offset, weight=weight, bias=bias, mask=mask)
     if padding_mode != "zeros":
         fail(op, "padding_mode must be 'zeros' for a deformable convolution", repr(padding_mode))
     batched = input.dim() == 4
@@ -204,7 +213,7 @@ def deform_conv2d(
     check_weight(op, x, weight, x.shape[1] // weight.shape[1])
     check_bias(op, bias, weight.shape[0])
     check_activation(op, activation)
-    windows = windows_of(op, x, weight, stride, padding, dilation)
+    windows = make_windows(op, x, weight, stride, padding, dilation)
     outputs = windows.output_size(x.shape[2:], weight.shape[2:])
     taps = weight.shape[2] * weight.shape[3]
     offset = _with_batch(op, "offset", offset, batched)
@@ -217,7 +226,7 @@ def deform_conv2d(
         if t is not None and t.shape != (x.shape[0], channels, *outputs):
             fail(op, f"{name} must have shape {(x.shape[0], channels, *outputs)}", tuple(t.shape))
     operands = (x, offset, weight, bias, mask)
-    return deliver(input, 2, convolve, operands, windows, offset_groups, activation=activation)
+    return finalize_output(input, 2, convolve, operands, windows, offset_groups, activation=activation)
 
 
 def _with_batch(op: str, name: str, t: Tensor, batched: bool) -> Tensor:

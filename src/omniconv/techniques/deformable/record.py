@@ -9,14 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omniconv.geometry import Padding, grid
+from omniconv.ops.activation import activate
+from omniconv.ops.error_bound import activation_error, gamma
+from omniconv.ops.grid import grid_stage
+from omniconv.ops.reference import at_tap, mixed, taps_of
+from omniconv.ops.technique import Operand, Peer, Stage, Technique
 from omniconv.problem import Problem
-from omniconv.techniques._activation import activate
-from omniconv.techniques._bound import activation_error, gamma
-from omniconv.techniques._equation import at_tap, mixed, taps_of
-from omniconv.techniques._grid import grid_stage
-from omniconv.techniques._technique import Operand, Peer, Stage, Technique
 from omniconv.techniques.deformable.layer import DeformConv2d
-from omniconv.techniques.deformable.op import bases_of, convolve, deform_conv2d, places_of, reference, windows_of
+from omniconv.techniques.deformable.op import bases_of, convolve, deform_conv2d, make_windows, places_of, reference
 
 
 def bound(
@@ -38,7 +38,7 @@ def bound(
     relative to their sum of 1. Along an axis the interpolated value changes by at most 2·max|x| per step (the difference of two
     neighbours, or a ramp to the zero outside), so a tap errs by Σ|w|·mask·2·max|x| times the errors of both coordinates.
     """
-    windows = windows_of("bound", input, weight, stride, padding, dilation)
+    windows = make_windows("bound", input, weight, stride, padding, dilation)
     settings: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation}
     strength = None if mask is None else mask.abs()
     made = gamma(weight[0].numel() + 8, u) * reference(
@@ -121,7 +121,7 @@ def _grid_sample(
 ) -> Tensor:
     """What is written today without torchvision: grid_sample for every tap, then one matrix product."""
     n, c, h, w = input.shape
-    windows = windows_of("torch", input, weight, stride, padding, dilation)
+    windows = make_windows("torch", input, weight, stride, padding, dilation)
     rows, columns = places_of(offset, windows, weight.shape[2:])
     groups, taps, *outputs = rows.shape[1:]
     parts = input.reshape(n * groups, c // groups, h, w)

@@ -2,7 +2,7 @@
 //
 // Up to seven output rows share the input rows that they load, a vector of columns at a time. Seven, as 7, 14, 28, 56 and 112 are its
 // multiples. A load over the end of a cache line costs two, so loads and not sums bound 64-byte vectors.
-#include "kernels/depthwise_planes.h"
+#include "kernels/depthwise_nchw.h"
 
 #ifndef ISA
 #define ISA isa_base
@@ -40,7 +40,7 @@ INLINE void meet(const A* x, int64_t x_row, const Tap* tap, int64_t count, const
     for (int r = 0; r < STEP * (R - 1) + K; ++r, p += x_row) {
       V v[N];
 #pragma GCC unroll 8
-      for (int i = 0; i < N; ++i) v[i] = K > 1 ? held(load(p + i * L)) : load(p + i * L);
+      for (int i = 0; i < N; ++i) v[i] = K > 1 ? in_register(load(p + i * L)) : load(p + i * L);
 #pragma GCC unroll 8
       for (int m = 0; m < K; ++m)
         if (r >= m && (r - m) % STEP == 0 && (r - m) / STEP < R) {
@@ -207,8 +207,8 @@ struct Job {
   int64_t first, last, x_row, w_row, x, x_step, low, high, w, y, y_row, run, count, step, taps;
 };
 
-template <class E> struct Forward : Plan<typename Sum<E>::type> {
-  typedef typename Sum<E>::type A;
+template <class E> struct Forward : Plan<typename Accumulator<E>::type> {
+  typedef typename Accumulator<E>::type A;
   static constexpr int L = Vec<A>::lanes;
   // 16-bit outputs are narrowed from rows of sums, as residues are woven: half of the code, and never less than 0.67 of the speed of float
   static constexpr bool kStraight = sizeof(E) == sizeof(A);
@@ -344,7 +344,7 @@ template <class E> struct Forward : Plan<typename Sum<E>::type> {
 };
 
 template <class E> void forward(const DepthwiseGeometry& g, int64_t planes, const void* x, const void* w, const void* b, void* y, void* scratch) {
-  typedef typename Sum<E>::type A;
+  typedef typename Accumulator<E>::type A;
   Forward<E> f(g, scratch);
   f.prepare();
   f.planes(planes, (const E*)x, (const A*)w, (const A*)b, (E*)y);
@@ -357,8 +357,8 @@ template <class E> size_t scratch_bytes(const DepthwiseGeometry& g) {
 
 }  // namespace
 
-extern const PlanesTables depthwise_planes;
-const PlanesTables depthwise_planes = {
+extern const NchwTables depthwise_nchw;
+const NchwTables depthwise_nchw = {
     {scratch_bytes<float>, forward<float>},
     {scratch_bytes<double>, forward<double>},
     {scratch_bytes<bf16>, forward<bf16>},

@@ -12,7 +12,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from omniconv.geometry import is_integer
 from omniconv.layout import arrange, is_channels_last
-from omniconv.techniques._activation import activate
+from omniconv.ops.activation import activate
 
 P = ParamSpec("P")
 
@@ -21,36 +21,36 @@ _HALVES = (torch.bfloat16, torch.float16)
 _AXES = {1: "T", 2: "H, W", 3: "D, H, W"}
 _NAMES = {1: "one axis", 2: "two axes", 3: "three axes"}
 
-Watch = Callable[[Callable[..., Any], Mapping[str, Any]], Any]
-watches: dict[int, Watch] = {}  # by thread
+Interceptor = Callable[[Callable[..., Any], Mapping[str, Any]], Any]
+interceptors: dict[int, Interceptor] = {}  # by thread
 
 
 @contextmanager
-def watching(watch: Watch | None) -> Iterator[None]:
-    """Sends every call of an op in this thread to ``watch(op, arguments by name)``, whose result it returns; None: to the op.
+def intercept_ops(interceptor: Interceptor | None) -> Iterator[None]:
+    """Sends every call of an op in this thread to ``interceptor(op, arguments by name)``, whose result it returns; None: to the op.
 
-    An op asks ``if watches``, which costs 15 ns where nobody watches.
+    An op asks ``if interceptors``, which costs 15 ns where nobody intercepts.
     """
     thread = get_ident()
-    before = watches.pop(thread, None)
-    if watch is not None:
-        watches[thread] = watch
+    before = interceptors.pop(thread, None)
+    if interceptor is not None:
+        interceptors[thread] = interceptor
     try:
         yield
     finally:
-        watches.pop(thread, None)
+        interceptors.pop(thread, None)
         if before is not None:
-            watches[thread] = before
+            interceptors[thread] = before
 
 
-def is_watched() -> bool:
-    """Whether somebody watches this thread; nobody does where a call is being compiled."""
-    return not torch.compiler.is_compiling() and get_ident() in watches
+def is_intercepted() -> bool:
+    """Whether somebody intercepts this thread; nobody does where a call is being compiled."""
+    return not torch.compiler.is_compiling() and get_ident() in interceptors
 
 
-def watched(op: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
-    """What the watch of this thread makes of a call."""
-    return watches[get_ident()](op, arguments)
+def intercepted(op: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+    """Returns what the interceptor of this thread makes of a call."""
+    return interceptors[get_ident()](op, arguments)
 
 
 def per_rank(core: Callable[Concatenate[int, P], Tensor]) -> tuple[Callable[P, Tensor], ...]:
@@ -68,8 +68,8 @@ def _of_rank(core: Callable[Concatenate[int, P], Tensor], rank: int) -> Callable
             return handle_torch_function(function, args[:1], *args, **kwargs)  # torch.fx traces it as one call
         if not args and not isinstance(kwargs.get("input"), Tensor) and has_torch_function_unary(kwargs.get("input")):
             return handle_torch_function(function, (kwargs["input"],), **kwargs)  # type: ignore[call-arg]
-        if watches and is_watched():
-            return watched(function, inspect.signature(function).bind(*args, **kwargs).arguments)
+        if interceptors and is_intercepted():
+            return intercepted(function, inspect.signature(function).bind(*args, **kwargs).arguments)
         return core(rank, *args, **kwargs)
 
     signature = inspect.signature(core)
@@ -101,7 +101,7 @@ def fail(op: str, must: str, got: object) -> NoReturn:
     raise ValueError(f"{op}: {must}, got {got}")
 
 
-def receive(
+def prepare_operands(
     op: str,
     rank: int,
     input: Tensor,
@@ -216,7 +216,7 @@ def accumulated_in(x: Tensor) -> torch.dtype:
     return torch.float32 if x.dtype in _HALVES and x.device.type == "cpu" else x.dtype
 
 
-def deliver(
+def finalize_output(
     input: Tensor,
     rank: int,
     compute: Callable[..., Tensor],

@@ -13,23 +13,23 @@ namespace ISA {
 namespace {
 
 template <class E> void forward(const DepthwiseGeometry& g, const void* xv, const void* wv, const void* bias, void* yv) {
-  typedef typename Sum<E>::type A;
+  typedef typename Accumulator<E>::type A;
   constexpr int64_t L = Vec<A>::lanes;
   const E* x = (const E*)xv;
   const A* w = (const A*)wv;
   E* y = (E*)yv;
   for (int64_t m = 0; m < g.multiplier; ++m, w += g.kernel[0] * g.kernel[1] * g.kernel[2])
-    for (int64_t oa = 0; oa < g.out[0]; ++oa)
-      for (int64_t ob = 0; ob < g.out[1]; ++ob)
-        for (int64_t oc = 0; oc < g.out[2]; ++oc) {
+    for (int64_t od = 0; od < g.out[0]; ++od)
+      for (int64_t oh = 0; oh < g.out[1]; ++oh)
+        for (int64_t ow = 0; ow < g.out[2]; ++ow) {
           A sum = bias ? ((const A*)bias)[m] : A(0);
           const A* tap = w;
-          for (int64_t ka = 0; ka < g.kernel[0]; ++ka)
-            for (int64_t kb = 0; kb < g.kernel[1]; ++kb)
-              for (int64_t kc = 0; kc < g.kernel[2]; ++kc, ++tap) {
-                const int64_t a = source(oa * g.stride[0] - g.before[0] + ka * g.dilation[0], g.in[0], g.spread[0], g.mode);
-                const int64_t b = source(ob * g.stride[1] - g.before[1] + kb * g.dilation[1], g.in[1], g.spread[1], g.mode);
-                const int64_t c = source(oc * g.stride[2] - g.before[2] + kc * g.dilation[2], g.in[2], g.spread[2], g.mode);
+          for (int64_t kd = 0; kd < g.kernel[0]; ++kd)
+            for (int64_t kh = 0; kh < g.kernel[1]; ++kh)
+              for (int64_t kw = 0; kw < g.kernel[2]; ++kw, ++tap) {
+                const int64_t a = source(od * g.stride[0] - g.before[0] + kd * g.dilation[0], g.in[0], g.spread[0], g.mode);
+                const int64_t b = source(oh * g.stride[1] - g.before[1] + kh * g.dilation[1], g.in[1], g.spread[1], g.mode);
+                const int64_t c = source(ow * g.stride[2] - g.before[2] + kw * g.dilation[2], g.in[2], g.spread[2], g.mode);
                 if (a < 0 || b < 0 || c < 0) continue;
                 E lanes[L] = {x[(a * g.in[1] + b) * g.in[2] + c]};
                 sum += *tap * load(lanes)[0];
@@ -42,8 +42,8 @@ template <class E> void forward(const DepthwiseGeometry& g, const void* xv, cons
 
 }  // namespace
 
-extern const LiteralTables depthwise_literal;
-const LiteralTables depthwise_literal = {forward<float>, forward<double>, forward<bf16>, forward<f16>};
+extern const NaiveTables depthwise_naive;
+const NaiveTables depthwise_naive = {forward<float>, forward<double>, forward<bf16>, forward<f16>};
 
 }  // namespace ISA
 }  // namespace omniconv

@@ -10,16 +10,16 @@ from torch import Tensor, nn
 
 from omniconv.geometry import LARGEST, PADDING_MODES, Grid, Padding, Pairs, grid, is_integer, normal_padding, pads_of, per_axis
 from omniconv.layout import arrange, is_channels_last_quickly
+from omniconv.ops.activation import activate, check_activation
+from omniconv.ops.layer import Layer
+from omniconv.ops.operator import fail
+from omniconv.ops.technique import Operand, Peer, Stage
 from omniconv.problem import Problem
-from omniconv.techniques._activation import activate, check_activation
-from omniconv.techniques._layer import Layer
-from omniconv.techniques._operator import fail
-from omniconv.techniques._technique import Operand, Peer, Stage
 
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
-def windows_of(
+def make_windows(
     op: str,
     size: Sequence[int],
     kernel: Sequence[int],
@@ -155,7 +155,7 @@ class GridLayer(Layer, nn.modules.conv._ConvNd):
     ) -> None:
         """Checks the arguments by name, then lets torch.nn build the parameters."""
         name = type(self).__name__
-        kernel, strides, normal, dilations = settled(name, self.rank, kernel_size, stride, padding, dilation, padding_mode)
+        kernel, strides, normal, dilations = normalized(name, self.rank, kernel_size, stride, padding, dilation, padding_mode)
         check_channels(name, groups=groups, in_channels=in_channels, out_channels=out_channels)
         check_activation(name, activation)
         made = (in_channels, out_channels, kernel, strides, 0, dilations, groups, bias, padding_mode, device, dtype)
@@ -184,7 +184,7 @@ class GridLayer(Layer, nn.modules.conv._ConvNd):
         return super().extra_repr() + (f", activation={self.activation!r}" if self.activation else "")
 
 
-def settled(
+def normalized(
     name: str,
     rank: int,
     kernel_size: int | Sequence[int],
@@ -236,9 +236,9 @@ def grid_operands(problem: Problem, out_channels: int, groups: int) -> dict[str,
 
 def grid_stage(problem: Problem, in_channels: int, out_channels: int, groups: int, name: str = "main", **changes: Any) -> Stage:
     """The Stage of a grid convolution with the problem's windows, or with some of them changed."""
-    windows_of = {f: changes.pop(f, getattr(problem, f)) for f in ("size", "kernel", "stride", "padding", "dilation")}
-    size, kernel = windows_of["size"], windows_of["kernel"]
-    windows = grid(problem.technique, **windows_of, mode=problem.padding_mode)
+    make_windows = {f: changes.pop(f, getattr(problem, f)) for f in ("size", "kernel", "stride", "padding", "dilation")}
+    size, kernel = make_windows["size"], make_windows["kernel"]
+    windows = grid(problem.technique, **make_windows, mode=problem.padding_mode)
     return Stage(
         name, in_channels, out_channels, size, windows.output_size(size, kernel), kernel, windows.stride, windows.pads,
         windows.dilation, groups, problem.padding_mode, **({"biases": out_channels} | changes),

@@ -13,15 +13,15 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from omniconv import _native, settings
+from omniconv.engines.depthwise import ACTIVATION_CODES, fused_activation, wants_gradient
+from omniconv.engines.plan_cache import Calls
+from omniconv.engines.sequence import LAYOUTS_BY_PLACE, PLACES, REFUSALS
+from omniconv.engines.sequence import refusal as refused_by_both
 from omniconv.geometry import PADDING_MODES, Grid
-from omniconv.techniques._activation import activate
-from omniconv.techniques._calls import Calls
-from omniconv.techniques._depthwise import ACTIVATION_CODES, fused_activation, wants_gradient
-from omniconv.techniques._operator import accumulated_in
-from omniconv.techniques._sequence import Axes, normalised
-from omniconv.techniques._sequence_engine import LAYOUTS_BY_PLACE, PLACES, REFUSALS
-from omniconv.techniques._sequence_engine import refusal as refused_by_both
-from omniconv.techniques._technique import Engine
+from omniconv.ops.activation import activate
+from omniconv.ops.operator import accumulated_in
+from omniconv.ops.sequence import Axes, normalised
+from omniconv.ops.technique import Engine
 
 Shape = Sequence[int]
 Windows = tuple[int, tuple[int, int], int]  # layout, (before, after), dilation
@@ -241,12 +241,12 @@ if _native.AVAILABLE:
     torch.library.register_fake("omniconv::dynamic", _fake_forward)
     torch.library.register_fake("omniconv::dynamic_grad_input", _fake_grad_input)
     torch.library.register_fake("omniconv::dynamic_grad_kernels", _fake_grad_kernels)
-    torch.library.register_fake("omniconv::dynamic_drops", _fake_drops)
+    torch.library.register_fake("omniconv::dynamic_dropout_scale", _fake_drops)
     # bound once: to look an op up costs a microsecond
     _FORWARD = torch.ops.omniconv.dynamic.default
     _GRAD_INPUT = torch.ops.omniconv.dynamic_grad_input.default
     _GRAD_KERNELS = torch.ops.omniconv.dynamic_grad_kernels.default
-    _DROPS = torch.ops.omniconv.dynamic_drops.default
+    _DROPS = torch.ops.omniconv.dynamic_dropout_scale.default
 
     # a softmax counts 4 a weight, as in what the technique says of itself
     @register_flop_formula(torch.ops.omniconv.dynamic)

@@ -1,5 +1,5 @@
 // Gradient of the weight of a depthwise convolution of contiguous planes; compiled once per instruction set.
-#include "kernels/depthwise_planes.h"
+#include "kernels/depthwise_nchw.h"
 
 #ifndef ISA
 #define ISA isa_base
@@ -20,7 +20,7 @@ INLINE void touch(const A* gy, int64_t gy_step, const A* x, int64_t x_row, const
   for (int r = 0; r < STEP * (R - 1) + KH; ++r, x += x_row)
 #pragma GCC unroll 8
     for (int t = 0; t < KW; ++t) {
-      V v = KH > 1 ? held(load(x + columns[t].x)) : load(x + columns[t].x);
+      V v = KH > 1 ? in_register(load(x + columns[t].x)) : load(x + columns[t].x);
       if (PART) v = first<A>(v, n);
 #pragma GCC unroll 4
       for (int m = 0; m < KH; ++m)
@@ -180,21 +180,21 @@ template <class A> struct GradWeight : Plan<A> {
 };
 
 template <class E> void grad_weight(const DepthwiseGeometry& g, const void* x, const void* grad_y, void* grad_weight, void* scratch) {
-  typedef typename Sum<E>::type A;
+  typedef typename Accumulator<E>::type A;
   GradWeight<A> w(g, scratch);
   w.prepare();
   w.plane((const E*)x, (const E*)grad_y, (A*)grad_weight);
 }
 
 template <class E> size_t scratch_bytes(const DepthwiseGeometry& g) {
-  const GradWeight<typename Sum<E>::type> w(g, nullptr);
+  const GradWeight<typename Accumulator<E>::type> w(g, nullptr);
   return w.rest.at;
 }
 
 }  // namespace
 
-extern const PlanesGradTables depthwise_planes_grad;
-const PlanesGradTables depthwise_planes_grad = {
+extern const NchwGradTables depthwise_nchw_grad;
+const NchwGradTables depthwise_nchw_grad = {
     {scratch_bytes<float>, grad_weight<float>},
     {scratch_bytes<double>, grad_weight<double>},
     {scratch_bytes<bf16>, grad_weight<bf16>},

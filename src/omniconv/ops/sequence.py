@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omniconv.geometry import LARGEST, PADDING_MODES, Grid, Padding, grid, is_integer, normal_padding, per_axis
+from omniconv.ops.activation import activate, check_activation
+from omniconv.ops.error_bound import activation_error, gamma, linear_error
+from omniconv.ops.layer import Causal, Layer, causal_past
+from omniconv.ops.operator import check_bias, fail, finalize_output
+from omniconv.ops.reference import padded, sampled, with_bias
 from omniconv.problem import Problem
-from omniconv.techniques._activation import activate, check_activation
-from omniconv.techniques._bound import activation_error, gamma, linear_error
-from omniconv.techniques._equation import padded, sampled, with_bias
-from omniconv.techniques._layer import Causal, Layer, causal_past
-from omniconv.techniques._operator import check_bias, deliver, fail
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def masked(x: Tensor, mask: Tensor | None, axes: Axes) -> Tensor:
     return x.masked_fill(axes.of(mask.unsqueeze(1)), 0)
 
 
-def windows_of(op: str, size: int, kernel: int, padding: Padding, dilation: int | Sequence[int], mode: str) -> Grid:
+def make_windows(op: str, size: int, kernel: int, padding: Padding, dilation: int | Sequence[int], mode: str) -> Grid:
     """The windows along time. At stride 1 "same_minimal" is "same"; by that name it needs no size, which may be symbolic."""
     named = isinstance(padding, str) and padding == "same_minimal"
     return grid(op, (size,), (kernel,), 1, "same" if named else padding, dilation, mode)
@@ -136,7 +136,7 @@ def run(
         y = native(x, kernel, bias, axes, windows, mask, softmax, dropout, activation)
         if y is not None:
             return y if input.dim() == 3 else y.squeeze(0)
-    return deliver(input, 1, compute, (x, kernel, bias), axes, windows, mask, softmax, dropout, activation=activation)
+    return finalize_output(input, 1, compute, (x, kernel, bias), axes, windows, mask, softmax, dropout, activation=activation)
 
 
 def normalised(kernel: Tensor, axis: int, softmax: bool, dropout: float) -> Tensor:
@@ -146,8 +146,8 @@ def normalised(kernel: Tensor, axis: int, softmax: bool, dropout: float) -> Tens
     return F.dropout(kernel, dropout) if dropout else kernel
 
 
-def continued(x: Tensor, axis: int, windows: Grid) -> Tensor:
-    """A copy of ``x`` continued on both sides of one axis by the pads of the windows; ``x`` itself where they are 0.
+def pad_axis(x: Tensor, axis: int, windows: Grid) -> Tensor:
+    """A copy of ``x`` padded on both sides of one axis by the pads of the windows; ``x`` itself where they are 0.
 
     torch's own padding modes know the last axes alone; pieces of ``x`` serve any axis.
     """

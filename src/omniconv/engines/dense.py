@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from omniconv import _native, settings
-from omniconv.techniques._activation import activate
-from omniconv.techniques._calls import Calls
-from omniconv.techniques._depthwise import ACTIVATION_CODES, fused_activation, is_transformed, wants_gradient
-from omniconv.techniques._operator import accumulated_in
-from omniconv.techniques._technique import Engine
+from omniconv.engines.depthwise import ACTIVATION_CODES, fused_activation, is_transformed, wants_gradient
+from omniconv.engines.plan_cache import Calls
+from omniconv.ops.activation import activate
+from omniconv.ops.operator import accumulated_in
+from omniconv.ops.technique import Engine
 
 Shape = Sequence[int]
 

@@ -21,7 +21,7 @@ def taps_of(kernel: Sequence[int]) -> Iterator[tuple[int, ...]]:
 
 
 def padded(x: Tensor, axis: int, pads: Pair, mode: str) -> Tensor:
-    """``x`` continued on both sides of one axis, by looking up the position that each new place reads."""
+    """``x`` padded on both sides of one axis, by looking up the position that each new place reads."""
     before, after = pads
     size = x.shape[axis]
     reads = [source(p, size, mode) for p in range(-before, size + after)]

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from omniconv.geometry import Grid, Padding
-from omniconv.techniques._activation import activate
-from omniconv.techniques._equation import with_bias
-from omniconv.techniques._operator import accumulated_in
-from omniconv.techniques._sequence import LAYOUTS, Axes, continued, masked, normalised, of_channels, shift_and_add, windows_of
-from omniconv.techniques._technique import Peer
+from omniconv.ops.activation import activate
+from omniconv.ops.operator import accumulated_in
+from omniconv.ops.reference import with_bias
+from omniconv.ops.sequence import LAYOUTS, Axes, make_windows, masked, normalised, of_channels, pad_axis, shift_and_add
+from omniconv.ops.technique import Peer
 
 Compute = Callable[[Tensor, Tensor, Tensor | None, Axes, Grid], Tensor]
 
@@ -39,7 +39,7 @@ def _through_torch(
     """What the formulations share; ``compute`` makes (N, C, Out) of the input in its layout and the kernels as they are applied."""
     axes = LAYOUTS[layout]
     x = masked(input, padding_mask, axes)
-    windows = windows_of("torch", x.shape[axes.time], kernels.shape[2], padding, dilation, padding_mode)
+    windows = make_windows("torch", x.shape[axes.time], kernels.shape[2], padding, dilation, padding_mode)
     kernels = normalised(kernels, 2, softmax, weight_dropout if training else 0.0)
     return axes.of(activate(compute(x, kernels, bias, axes, windows), activation))
 
@@ -63,7 +63,7 @@ def _along_time(x: Tensor, weight: Tensor, bias: Tensor | None, windows: Grid, g
     """torch's convolution over the last axis, of (N, C, T) or (N, C, rows, T)."""
     (before, after), last = windows.pads[0], x.dim() - 1
     if windows.mode != "zeros":
-        x, before, after = continued(x, last, windows), 0, 0
+        x, before, after = pad_axis(x, last, windows), 0, 0
     settings = {"dilation": (1,) * (last - 2) + windows.dilation, "groups": groups}
     convolution: Callable[..., Tensor] = F.conv1d if last == 2 else F.conv2d
     wide, outputs = max(before, after), x.shape[last] + before + after - windows.dilation[0] * (weight.shape[-1] - 1)
@@ -135,12 +135,12 @@ def _unfold(x: Tensor, kernels: Tensor, bias: Tensor | None, axes: Axes, windows
     step, width = windows.dilation[0], x.shape[axes.channel] // heads
     kernels = kernels.expand(batch, -1, -1, outputs)
     if axes.time < axes.channel:
-        x = continued(axes.channel_first(x).permute(2, 0, 1).contiguous(), 0, windows)
+        x = pad_axis(axes.channel_first(x).permute(2, 0, 1).contiguous(), 0, windows)
         seen = x.unfold(0, step * (taps - 1) + 1, 1)[..., ::step].unflatten(2, (heads, width)).flatten(0, 2)
         products = torch.bmm(seen, kernels.permute(3, 0, 1, 2).reshape(-1, taps, 1))
         y = products.view(outputs, batch, heads * width)
         return (y if bias is None else y + bias).permute(1, 2, 0)
-    seen = continued(x, 2, windows).unfold(2, step * (taps - 1) + 1, 1)[..., ::step]
+    seen = pad_axis(x, 2, windows).unfold(2, step * (taps - 1) + 1, 1)[..., ::step]
     seen = seen.unflatten(1, (heads, width)).transpose(2, 3).flatten(0, 2)
     products = torch.bmm(seen, kernels.transpose(2, 3).reshape(-1, taps, 1))
     return with_bias(products.view(batch, heads, outputs, width).transpose(2, 3).flatten(1, 2), bias)
@@ -164,7 +164,7 @@ def _band(x: Tensor, kernels: Tensor, bias: Tensor | None, axes: Axes, windows: 
     heads, outputs = kernels.shape[1], _outputs(x, kernels, axes, windows)
     bands = _bands(kernels, outputs, windows, x.shape[axes.time])
     if windows.mode != "zeros":
-        x = continued(x, axes.time, windows)
+        x = pad_axis(x, axes.time, windows)
     batch, channels = x.shape[axes.batch], x.shape[axes.channel]
     split = axes.channel_first(x).unflatten(1, (heads, channels // heads))
     last = axes.time > axes.channel  # then rows along time are kept, otherwise the channels of a head side by side
@@ -195,7 +195,7 @@ def _shift_and_add(x: Tensor, kernels: Tensor, bias: Tensor | None, axes: Axes, 
     if in_place:
         wide = accumulated_in(x)
         x, kernels, bias = x.to(wide), kernels.to(wide), None if bias is None else bias.to(wide)
-    x = axes.channel_first(continued(x, axes.time, windows))
+    x = axes.channel_first(pad_axis(x, axes.time, windows))
     fixed = kernels.shape[3] == 1
     if fixed:  # a number per channel, which lie side by side in two of the layouts
         applied = of_channels(kernels, 1, x.shape[1]).permute(2, 0, 1, 3).contiguous().unbind(0)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from omniconv.techniques._activation import ACTIVATIONS
+from omniconv.ops.activation import ACTIVATIONS
 
 
 def gamma(terms: int, u: float) -> float:

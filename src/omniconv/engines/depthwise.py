@@ -13,14 +13,14 @@ from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 from omniconv import _native, settings
+from omniconv.engines.plan_cache import Calls
 from omniconv.geometry import PADDING_MODES, Grid
 from omniconv.layout import arrange, is_channels_last, is_channels_last_quickly
-from omniconv.techniques._activation import activate, followed_apart
-from omniconv.techniques._calls import Calls
-from omniconv.techniques._grid import convolve, is_plain
-from omniconv.techniques._layer import one_position
-from omniconv.techniques._operator import accumulated_in, deliver
-from omniconv.techniques._technique import Engine
+from omniconv.ops.activation import activate, followed_apart
+from omniconv.ops.grid import convolve, is_plain
+from omniconv.ops.layer import one_position
+from omniconv.ops.operator import accumulated_in, finalize_output
+from omniconv.ops.technique import Engine
 
 LANES = 16  # channels of the widest vector: with fewer, a channels-last tensor goes the contiguous way
 ACTIVATION_CODES = {None: 0, "relu": 1, "relu6": 2, "silu": 3, "hardswish": 4, "gelu": 5, "sigmoid": 6}
@@ -186,7 +186,7 @@ def deliver_depthwise(
     if refusal(x, weight, bias, windows) is None:
         y = depthwise(x, weight, bias, windows, activation)
         return y if input.dim() == rank + 2 else y.squeeze(0)
-    return deliver(input, rank, convolve, (x, weight, bias), windows, max(x.shape[1], 1), activation=activation)
+    return finalize_output(input, rank, convolve, (x, weight, bias), windows, max(x.shape[1], 1), activation=activation)
 
 
 def staged_depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, windows: Grid, activation: str | None) -> Tensor:

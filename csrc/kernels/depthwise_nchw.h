@@ -44,7 +44,7 @@ struct Cut {
   int64_t extent(int64_t n) const { return (n - 1) * stride + reach; }
 };
 
-// The tiles of a plane and how one lies in scratch: rows dealt into `stride` phases, position p at phase p % stride, index p / stride.
+// The tiles of a plane and how one lies in scratch: rows packed into `stride` phases, position p at phase p % stride, index p / stride.
 template <class A> struct Layout {
   static constexpr int L = Vec<A>::lanes;
   Cut cut[3];
@@ -107,7 +107,7 @@ INLINE DepthwiseGeometry flat(const DepthwiseGeometry& g) {
 }
 
 // Memory handed out from scratch; from null, only its size.
-struct Shelf {
+struct Arena {
   uintptr_t at;
   template <class T> T* take(int64_t n) {
     T* p = (T*)at;
@@ -119,7 +119,7 @@ struct Shelf {
 // ---- vectors
 
 // Which lanes are before lane n.
-template <class A> INLINE auto before(int64_t n) {
+template <class A> INLINE auto lane_mask(int64_t n) {
   typedef typename Vec<A>::V V;
   decltype(V{} < V{}) lane;
   for (int i = 0; i < Vec<A>::lanes; ++i) lane[i] = i;
@@ -128,7 +128,7 @@ template <class A> INLINE auto before(int64_t n) {
 
 template <class A> INLINE typename Vec<A>::V first(typename Vec<A>::V v, int64_t n) {
   typedef typename Vec<A>::V V;
-  return (V)((decltype(v < v))v & before<A>(n));
+  return (V)((decltype(v < v))v & lane_mask<A>(n));
 }
 
 // The first n elements, zeros after them; nothing is read at `end` or beyond.
@@ -136,8 +136,8 @@ template <class A> INLINE typename Vec<A>::V first(typename Vec<A>::V v, int64_t
 template <class A> INLINE Vec<float>::V load_first(const float* p, int64_t n, const float*) { shown_load(p, n * sizeof(*p)); return (Vec<float>::V)_mm512_maskz_loadu_ps((1u << n) - 1, p); }
 template <class A> INLINE Vec<double>::V load_first(const double* p, int64_t n, const double*) { shown_load(p, n * sizeof(*p)); return (Vec<double>::V)_mm512_maskz_loadu_pd((1u << n) - 1, p); }
 #elif defined(__AVX2__) && VECTOR_BYTES == 32
-template <class A> INLINE Vec<float>::V load_first(const float* p, int64_t n, const float*) { shown_load(p, n * sizeof(*p)); return (Vec<float>::V)_mm256_maskload_ps(p, (__m256i)before<A>(n)); }
-template <class A> INLINE Vec<double>::V load_first(const double* p, int64_t n, const double*) { shown_load(p, n * sizeof(*p)); return (Vec<double>::V)_mm256_maskload_pd(p, (__m256i)before<A>(n)); }
+template <class A> INLINE Vec<float>::V load_first(const float* p, int64_t n, const float*) { shown_load(p, n * sizeof(*p)); return (Vec<float>::V)_mm256_maskload_ps(p, (__m256i)lane_mask<A>(n)); }
+template <class A> INLINE Vec<double>::V load_first(const double* p, int64_t n, const double*) { shown_load(p, n * sizeof(*p)); return (Vec<double>::V)_mm256_maskload_pd(p, (__m256i)lane_mask<A>(n)); }
 #endif
 template <class A, class E> INLINE typename Vec<A>::V load_first(const E* p, int64_t n, const E* end) {
   constexpr int L = Vec<A>::lanes;
@@ -147,9 +147,9 @@ template <class A, class E> INLINE typename Vec<A>::V load_first(const E* p, int
   return load(part);
 }
 
-INLINE float one(const float* p) { return *p; }
-INLINE double one(const double* p) { return *p; }
-template <class E> INLINE float one(const E* p) {
+INLINE float load_scalar(const float* p) { return *p; }
+INLINE double load_scalar(const double* p) { return *p; }
+template <class E> INLINE float load_scalar(const E* p) {
   E whole[FL] = {*p};
   float wide[FL];
   store(wide, load(whole));
@@ -158,7 +158,7 @@ template <class E> INLINE float one(const E* p) {
 // ---- filling a tile
 
 template <class A> INLINE void zero(A* p, int64_t n) {
-  const typename Vec<A>::V none = held(typename Vec<A>::V{});  // not a call of memset: it is mostly a vector
+  const typename Vec<A>::V none = in_register(typename Vec<A>::V{});  // not a call of memset: it is mostly a vector
   for (int64_t i = 0; i < n; i += Vec<A>::lanes) store(p + i, none);
 }
 
@@ -179,7 +179,7 @@ template <class E, class A> __attribute__((noinline)) void copy_rows(const E* x,
   }
 }
 
-// The same, dealt into even and odd positions; the first element comes to position `left`.
+// The same, packed into even and odd positions; the first element comes to position `left`.
 template <class E, class A>
 __attribute__((noinline)) void deal_rows(const E* x, int64_t x_row, int64_t n, int64_t left, int64_t rows, const E* end, A* dst, int64_t dst_row, int64_t phase) {
   typedef typename Vec<A>::V V;
@@ -193,7 +193,7 @@ __attribute__((noinline)) void deal_rows(const E* x, int64_t x_row, int64_t n, i
   const int64_t pairs = n - lone, whole = pairs - pairs % (2 * L);
   for (; rows > 0; --rows, x += x_row, dst += dst_row) {
     A *even = dst + (left + lone) / 2, *odd = even + phase;
-    if (lone) odd[-1] = one(x);
+    if (lone) odd[-1] = load_scalar(x);
     const E* from = x + lone;
     for (int64_t p = 0; p < whole; p += 2 * L, even += L, odd += L, from += 2 * L) {
       const V a = load(from), b = load(from + L);
@@ -208,7 +208,7 @@ __attribute__((noinline)) void deal_rows(const E* x, int64_t x_row, int64_t n, i
   }
 }
 
-// A row of any mode and spread, not dealt.
+// A row of any mode and spread, not packed.
 template <class E, class A> void straight_row(const Cut& c, Mode mode, const Span& s, const E* x, const E* end, A* dst) {
   if (c.spread == 1) {
     zero(dst, s.left);
@@ -220,7 +220,7 @@ template <class E, class A> void straight_row(const Cut& c, Mode mode, const Spa
     if (c.spread == 1 && p == s.left) p = s.inside;
     if (p == s.width) return;
     const int64_t i = source(p + s.origin, c.in, c.spread, mode);
-    dst[p] = i < 0 ? A(0) : one(x + i);
+    dst[p] = i < 0 ? A(0) : load_scalar(x + i);
   }
 }
 
@@ -302,7 +302,7 @@ template <class A> struct Plan {
   int64_t count;  // of parts
   bool folded;
   A *tile, *straight;
-  Shelf rest;
+  Arena rest;
 
   Plan(const DepthwiseGeometry& of, void* scratch, bool by_residue) : g(flat(of)), rest{(uintptr_t)scratch} {
     l.mode = g.mode;

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from omniconv import _native, settings
+from omniconv.engines.depthwise import ACTIVATION_CODES, depthwise, fused_activation, refusal, wants_gradient
 from omniconv.geometry import Grid
-from omniconv.techniques._activation import activate, check_activation
-from omniconv.techniques._depthwise import ACTIVATION_CODES, depthwise, fused_activation, refusal, wants_gradient
-from omniconv.techniques._operator import accumulated_in, check_bias, fail, is_watched, receive, watched, watches
-from omniconv.techniques._sequence import shift_and_add
+from omniconv.ops.activation import activate, check_activation
+from omniconv.ops.operator import accumulated_in, check_bias, fail, intercepted, interceptors, is_intercepted, prepare_operands
+from omniconv.ops.sequence import shift_and_add
 
 
 def causal_conv1d_fn(
@@ -70,11 +70,11 @@ def causal_conv1d_fn(
 
     Source: Gu & Dao 2023 (Mamba), arXiv:2312.00752.
     """
-    if watches and is_watched():
-        return watched(causal_conv1d_fn, locals())
+    if interceptors and is_intercepted():
+        return intercepted(causal_conv1d_fn, locals())
     op = "causal_conv1d_fn"
     _check_given(op, "(B, D, T) or (D, T)", x, weight=weight)
-    sequences, weight, bias, initial, _ = receive(
+    sequences, weight, bias, initial, _ = prepare_operands(
         op, 1, x, mixed=True, called="x", weight=weight, bias=bias, initial_states=initial_states, final_states_out=final_states_out
     )
     past = _check_filter(op, sequences, weight, bias) - 1
@@ -155,12 +155,12 @@ def causal_conv1d_update(
 
     Source: Gu & Dao 2023 (Mamba), arXiv:2312.00752.
     """
-    if watches and is_watched():
-        return watched(causal_conv1d_update, locals())
+    if interceptors and is_intercepted():
+        return intercepted(causal_conv1d_update, locals())
     op = "causal_conv1d_update"
     _check_given(op, "(B, D) or (B, D, T)", x, weight=weight, conv_state=conv_state)
     chunk = x if x.dim() == 3 else x.unsqueeze(2)
-    chunk, weight, bias, _ = receive(op, 1, chunk, mixed=True, called="x", weight=weight, bias=bias, conv_state=conv_state)
+    chunk, weight, bias, _ = prepare_operands(op, 1, chunk, mixed=True, called="x", weight=weight, bias=bias, conv_state=conv_state)
     past = _check_filter(op, chunk, weight, bias) - 1
     activation = _known(op, activation)
     _check_state(op, conv_state, chunk, past, conv_state_indices)
@@ -255,7 +255,7 @@ def _native_mend(y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, seq_
         return _filtered(F.pad(x, (weight.shape[1] - 1, 0)), weight, bias, seq_idx, activation, x)
     operands = x.contiguous(), weight.contiguous(), None if bias is None else bias.contiguous()
     owner = seq_idx.long().contiguous()
-    torch.ops.omniconv.causal_mend.default(y, *operands, owner, ACTIVATION_CODES[fused], not settings.is_precise())
+    torch.ops.omniconv.causal_fixup_boundaries.default(y, *operands, owner, ACTIVATION_CODES[fused], not settings.is_precise())
     return y
 
 
@@ -435,6 +435,6 @@ if _native.AVAILABLE:  # torch leaves register_fake untyped as a decorator
     ) -> Tensor:
         return x.new_empty(x.shape)
 
-    @torch.library.register_fake("omniconv::causal_mend")  # type: ignore[untyped-decorator]
+    @torch.library.register_fake("omniconv::causal_fixup_boundaries")  # type: ignore[untyped-decorator]
     def _fake_mend(y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, owner: Tensor, activation: int, flush: bool) -> None:
         return None

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from omniconv.geometry import Padding, normal_padding, pads_of
-from omniconv.techniques._operator import ranked_text
+from omniconv.ops.operator import ranked_text
 
 SHORT = 16  # positions of a chunk that is better taken position by position than channel by channel
 

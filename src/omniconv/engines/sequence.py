@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from omniconv import _native, settings
+from omniconv.engines.depthwise import wants_gradient
 from omniconv.geometry import Grid
-from omniconv.techniques._depthwise import wants_gradient
-from omniconv.techniques._sequence import LAYOUTS
+from omniconv.ops.sequence import LAYOUTS
 
 LAYOUTS_BY_PLACE = tuple(LAYOUTS.values())  # a raw op is given the place of its layout
 PLACES = {axes.order: place for place, axes in enumerate(LAYOUTS_BY_PLACE)}  # dynamo has no rule for a dataclass as a key

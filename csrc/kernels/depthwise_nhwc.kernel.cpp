@@ -18,10 +18,10 @@ namespace {
 constexpr int kWide = VECTOR_BYTES == 64 ? 14 : 7;  // sums in registers; every ImageNet size is a multiple of 7
 constexpr int64_t kNarrow = 14;                     // columns of a narrow tile
 constexpr int64_t kTile = 256 << 10;                // bytes of input and output that a tile may have
-constexpr int64_t kMeetings = 1024;                 // of the rows of a tile, unless one row has more
+constexpr int64_t kTapRows = 1024;                 // of the rows of a tile, unless one row has more
 
 // A row of input columns and the row of taps that it meets.
-template <class E, class A> struct Meeting {
+template <class E, class A> struct TapRow {
   const E* x;
   const A* w;
 };
@@ -40,7 +40,7 @@ INLINE void slide(const E* x, int64_t C, int64_t from, int64_t to, const A* w, i
   for (int j = 0; j < (R - 1) * S + KW; ++j) {
     if (EDGE == kLook && (j < from || j >= to)) continue;
     if (EDGE == kWhole && (j < (KW - 1) / 2 || j >= (KW - 1) / 2 + R * S)) continue;
-    const typename Vec<A>::V v = held(load(x + j * C));
+    const typename Vec<A>::V v = in_register(load(x + j * C));
 #pragma GCC unroll 8
     for (int t = 0; t < KW; ++t)
       if (j >= t && (j - t) % S == 0 && (j - t) / S < R) sum[(j - t) / S] += tap[t] * v;
@@ -69,7 +69,7 @@ template <class E, class A> struct Rows {
   int64_t origin;                      // the column that tap 0 of output 0 reads
   int64_t tap, taps;                   // its first tap, in elements, and how many there are
   int64_t tap_step, out_step;          // elements between taps, and between outputs
-  const Meeting<E, A>* meetings;
+  const TapRow<E, A>* tap_rows;
   int64_t count;
 };
 
@@ -82,8 +82,8 @@ INLINE void block(const Rows<E, A>& rows, int64_t o, int64_t c, const A* bias, E
   for (int r = 0; r < R; ++r) sum[r] = bias ? load(bias + c) : typename Vec<A>::V{};
   const int64_t first = rows.origin + o * S, C = rows.C, step = rows.tap_step;
   for (int64_t i = 0; i < rows.count; ++i) {
-    const E* x = rows.meetings[i].x + c;
-    const A* w = rows.meetings[i].w + c + rows.tap;
+    const E* x = rows.tap_rows[i].x + c;
+    const A* w = rows.tap_rows[i].w + c + rows.tap;
     if constexpr (KW > 0) {
       slide<E, A, KW, S, R, EDGE>(x + first * C, C, -first, g.in[2] - first, w, step, sum);
     } else if constexpr (S == 1) {
@@ -164,7 +164,7 @@ struct Tiling {
     } else if (crowded) {
       columns = min64(columns, kNarrow);
     }
-    rows = min64(rows, max64(1, kMeetings / (g.kernel[0] * g.kernel[1])));
+    rows = min64(rows, max64(1, kTapRows / (g.kernel[0] * g.kernel[1])));
     if (rows == 1) width = C;  // nothing is met again: what a row meets is found out once for all strips
   }
 };
@@ -187,40 +187,40 @@ template <class E, class A> Rows<E, A> rows_of(const DepthwiseGeometry& g, int64
 }
 
 size_t scratch_bytes(const DepthwiseGeometry& g) {
-  return (padded(g) + kMeetings) * sizeof(int64_t) + (kMeetings + g.kernel[0] * g.kernel[1]) * sizeof(Meeting<void, void>);
+  return (padded(g) + kTapRows) * sizeof(int64_t) + (kTapRows + g.kernel[0] * g.kernel[1]) * sizeof(TapRow<void, void>);
 }
 
-// What output row (oa, ob) meets, and with how many rows of taps, which are (taps, C).
-template <class E, class A> int64_t meet(const Rows<E, A>& rows, int64_t oa, int64_t ob, const E* x, const A* w, Meeting<E, A>* to) {
+// What output row (od, oh) meets, and with how many rows of taps, which are (taps, C).
+template <class E, class A> int64_t meet(const Rows<E, A>& rows, int64_t od, int64_t oh, const E* x, const A* w, TapRow<E, A>* to) {
   const DepthwiseGeometry& g = rows.g;
   int64_t count = 0;
-  for (int64_t ka = 0; ka < g.kernel[0]; ++ka) {
-    const int64_t a = source(oa * g.stride[0] - g.before[0] + ka * g.dilation[0], g.in[0], g.spread[0], g.mode);
+  for (int64_t kd = 0; kd < g.kernel[0]; ++kd) {
+    const int64_t a = source(od * g.stride[0] - g.before[0] + kd * g.dilation[0], g.in[0], g.spread[0], g.mode);
     if (a < 0) continue;
-    for (int64_t kb = 0; kb < g.kernel[1]; ++kb) {
-      const int64_t b = source(ob * g.stride[1] - g.before[1] + kb * g.dilation[1], g.in[1], g.spread[1], g.mode);
-      if (b >= 0) to[count++] = {x + (a * g.in[1] + b) * g.in[2] * rows.C, w + (ka * g.kernel[1] + kb) * g.kernel[2] * rows.C};
+    for (int64_t kh = 0; kh < g.kernel[1]; ++kh) {
+      const int64_t b = source(oh * g.stride[1] - g.before[1] + kh * g.dilation[1], g.in[1], g.spread[1], g.mode);
+      if (b >= 0) to[count++] = {x + (a * g.in[1] + b) * g.in[2] * rows.C, w + (kd * g.kernel[1] + kh) * g.kernel[2] * rows.C};
     }
   }
   return count;
 }
 
 // f(row, outputs [begin, end), channels [c, until)) over rows [first, last), their outputs [o0, o1) and channels [c0, c1), with the row's
-// meetings made.
+// tap_rows made.
 template <class E, class A, class F>
 INLINE void walk(Rows<E, A>& rows, int64_t first, int64_t last, int64_t o0, int64_t o1, int64_t c0, int64_t c1, const E* x, const A* w, const F& f) {
   const DepthwiseGeometry& g = rows.g;
   const Tiling tile(g, rows.C, sizeof(E));
   const int64_t most = g.kernel[0] * g.kernel[1];
-  int64_t* counts = (int64_t*)rows.at + padded(g);  // of the rows of a tile, behind the columns; then their meetings
-  Meeting<E, A>* meetings = (Meeting<E, A>*)(counts + kMeetings);
+  int64_t* counts = (int64_t*)rows.at + padded(g);  // of the rows of a tile, behind the columns; then their tap_rows
+  TapRow<E, A>* tap_rows = (TapRow<E, A>*)(counts + kTapRows);
   for (int64_t r0 = first; r0 < last; r0 += tile.rows) {
     const int64_t many = min64(tile.rows, last - r0);
-    for (int64_t r = 0; r < many; ++r) counts[r] = meet(rows, (r0 + r) / g.out[1], (r0 + r) % g.out[1], x, w, meetings + r * most);
+    for (int64_t r = 0; r < many; ++r) counts[r] = meet(rows, (r0 + r) / g.out[1], (r0 + r) % g.out[1], x, w, tap_rows + r * most);
     for (int64_t o = o0; o < o1; o += tile.columns)
       for (int64_t c = c0; c < c1; c += tile.width)
         for (int64_t r = 0; r < many; ++r) {
-          rows.meetings = meetings + r * most;
+          rows.tap_rows = tap_rows + r * most;
           rows.count = counts[r];
           f(r0 + r, o, min64(o + tile.columns, o1), c, min64(c + tile.width, c1));
         }
@@ -243,7 +243,7 @@ void tiles(const DepthwiseGeometry& g, int64_t C, int64_t first, int64_t last, i
 template <class E>
 void forward(const DepthwiseGeometry& g, int64_t C, int64_t first, int64_t last, int64_t o0, int64_t o1, const void* x, const void* w, const void* bias,
              void* y, void* scratch) {
-  typedef typename Sum<E>::type A;
+  typedef typename Accumulator<E>::type A;
   const bool straight = g.dilation[2] == 1 && g.mode == kZeros && g.stride[2] <= 2;
   const int64_t form = !straight ? 0 : g.spread[2] > 1 ? 1 : g.kernel[2] * 10 + g.stride[2];  // what is spread has stride 1
   const auto run = form == 31 ? tiles<E, A, 3, 1> : form == 32 ? tiles<E, A, 3, 2> : form == 51 ? tiles<E, A, 5, 1> : form == 52 ? tiles<E, A, 5, 2>
@@ -253,7 +253,7 @@ void forward(const DepthwiseGeometry& g, int64_t C, int64_t first, int64_t last,
 
 // Gradients of Q rows of taps, T taps of each from t0 on, from outputs [begin, end) of one row and one vector of channels: they are added to.
 template <class E, class A, int Q, int T>
-void gather(const Rows<E, A>& rows, const Meeting<E, A>* m, int64_t t0, int64_t begin, int64_t end, const E* gy, int64_t c) {
+void gather(const Rows<E, A>& rows, const TapRow<E, A>* m, int64_t t0, int64_t begin, int64_t end, const E* gy, int64_t c) {
   typedef typename Vec<A>::V V;
   const DepthwiseGeometry& g = rows.g;
   const int64_t S = g.stride[2], D = g.dilation[2], C = rows.C, first = t0 * D - g.before[2];
@@ -291,7 +291,7 @@ void gather(const Rows<E, A>& rows, const Meeting<E, A>* m, int64_t t0, int64_t 
 
 template <class E, class A, int KW, int Q> INLINE void gather_row(const Rows<E, A>& rows, int64_t begin, int64_t end, const E* gy, int64_t c) {
   int64_t i = 0;
-  const Meeting<E, A>* m = rows.meetings;
+  const TapRow<E, A>* m = rows.tap_rows;
   if constexpr (KW > 0) {
     for (; i + Q <= rows.count; i += Q) gather<E, A, Q, KW>(rows, m + i, 0, begin, end, gy, c);
     for (; i < rows.count; ++i) gather<E, A, 1, KW>(rows, m + i, 0, begin, end, gy, c);
@@ -331,7 +331,7 @@ void gather_tiles(const DepthwiseGeometry& g, int64_t C, int64_t c0, int64_t c1,
 
 template <class E>
 void grad_weight(const DepthwiseGeometry& g, int64_t C, int64_t c0, int64_t c1, const void* x, const void* gy, void* gw, void* gb, void* scratch) {
-  typedef typename Sum<E>::type A;
+  typedef typename Accumulator<E>::type A;
   const auto run = g.kernel[2] == 3 ? gather_tiles<E, A, 3, 3> : g.kernel[2] == 5 ? gather_tiles<E, A, 5, 2>
                  : g.kernel[2] == 7 ? gather_tiles<E, A, 7, 2> : gather_tiles<E, A, 0, 1>;
   run(g, C, c0, c1, (const E*)x, (const E*)gy, (A*)gw, (A*)gb, scratch);
@@ -339,8 +339,8 @@ void grad_weight(const DepthwiseGeometry& g, int64_t C, int64_t c0, int64_t c1, 
 
 }  // namespace
 
-extern const LastTables depthwise_last;
-const LastTables depthwise_last = {
+extern const NhwcTables depthwise_nhwc;
+const NhwcTables depthwise_nhwc = {
     {scratch_bytes, forward<float>, grad_weight<float>},
     {scratch_bytes, forward<double>, grad_weight<double>},
     {scratch_bytes, forward<bf16>, grad_weight<bf16>},

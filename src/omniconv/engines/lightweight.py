@@ -12,14 +12,14 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from omniconv import _native, settings
+from omniconv.engines.depthwise import ACTIVATION_CODES, fused_activation, wants_gradient
+from omniconv.engines.plan_cache import Calls
+from omniconv.engines.sequence import LAYOUTS_BY_PLACE, PLACES, REFUSALS, refusal
 from omniconv.geometry import PADDING_MODES, Grid
-from omniconv.techniques._activation import activate
-from omniconv.techniques._calls import Calls
-from omniconv.techniques._depthwise import ACTIVATION_CODES, fused_activation, wants_gradient
-from omniconv.techniques._operator import accumulated_in
-from omniconv.techniques._sequence import Axes, normalised
-from omniconv.techniques._sequence_engine import LAYOUTS_BY_PLACE, PLACES, REFUSALS, refusal
-from omniconv.techniques._technique import Engine
+from omniconv.ops.activation import activate
+from omniconv.ops.operator import accumulated_in
+from omniconv.ops.sequence import Axes, normalised
+from omniconv.ops.technique import Engine
 
 ENGINE = Engine("lightweight", "a head has one kernel for all positions", tuple(reason for reason, _ in REFUSALS))
 
