@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omniconv.geometry import LARGEST, PADDING_MODES, Grid, Padding, Pairs, grid, is_integer, normal_padding, pads_of, per_axis
-from omniconv.layout import arrange, is_channels_last_quickly
 from omniconv.ops.activation import activate, check_activation
 from omniconv.ops.layer import Layer
 from omniconv.ops.operator import fail
@@ -57,25 +56,6 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, windows: Grid, grou
         pads = tuple(before for before, _ in windows.pads)
         return convolution(x, weight, bias, windows.stride, pads, windows.dilation, groups)
     return convolution(pad(x, windows), weight, bias, windows.stride, 0, windows.dilation, groups)
-
-
-Settings = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]  # stride, pads, dilation and groups as torch takes them
-
-
-def settings_of(x: Tensor, windows: Grid, groups: int) -> Settings | None:
-    """What torch's convolution is asked for where it does all of a call itself; None where something is done before it or after."""
-    if x.dtype not in (torch.float32, torch.float64) or x.shape[1] == 1 or windows.mode != "zeros":
-        return None
-    if any(before != after for before, after in windows.pads):
-        return None
-    return windows.stride, tuple(before for before, _ in windows.pads), windows.dilation, groups
-
-
-def convolve_again(asked: Settings, activation: str | None, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Returns a call like one that passed its checks, by :func:`settings_of`; outside torch.func transforms."""
-    last = is_channels_last_quickly(x)
-    y = activate(_CONVOLUTIONS[x.dim() - 2](x, weight, bias, *asked), activation)
-    return y if last and is_channels_last_quickly(y) else arrange(y, last)
 
 
 def _without_layout(x: Tensor) -> Tensor:

@@ -63,14 +63,16 @@ def per_rank(core: Callable[Concatenate[int, P], Tensor]) -> tuple[Callable[P, T
 
 
 def _of_rank(core: Callable[Concatenate[int, P], Tensor], rank: int) -> Callable[P, Tensor]:
+    # a tracer may take an int in a closure for a number that varies, but never the length of a text
+    axes = _AXES[rank].replace(", ", "")
+
     def function(*args: P.args, **kwargs: P.kwargs) -> Tensor:
-        if args and not isinstance(args[0], Tensor) and has_torch_function_unary(args[0]):
-            return handle_torch_function(function, args[:1], *args, **kwargs)  # torch.fx traces it as one call
-        if not args and not isinstance(kwargs.get("input"), Tensor) and has_torch_function_unary(kwargs.get("input")):
-            return handle_torch_function(function, (kwargs["input"],), **kwargs)  # type: ignore[call-arg]
+        input = args[0] if args else kwargs.get("input")
+        if not isinstance(input, Tensor) and has_torch_function_unary(input):
+            return handle_torch_function(function, (input,), *args, **kwargs)  # torch.fx traces it as one call
         if interceptors and is_intercepted():
             return intercepted(function, inspect.signature(function).bind(*args, **kwargs).arguments)
-        return core(rank, *args, **kwargs)
+        return core(len(axes), *args, **kwargs)
 
     signature = inspect.signature(core)
     function.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])  # type: ignore[attr-defined]

@@ -13,20 +13,20 @@ Paper   Yu & Koltun 2016, arXiv:1511.07122; Holschneider et al. 1990 (algorithme
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from omniconv.engines.depthwise import ENGINE
 from omniconv.geometry import Padding
-from omniconv.ops.grid import GridLayer, convolve, torch_convolution
+from omniconv.ops.grid import convolve, torch_convolution
 from omniconv.ops.technique import Technique
 from omniconv.problem import Problem
 from omniconv.techniques.standard import TECHNIQUE as STANDARD
-from omniconv.techniques.standard import arguments, bound, conv1d, conv2d, conv3d, operands, reference, stages
+from omniconv.techniques.standard import ConvLayer, arguments, bound, conv1d, conv2d, conv3d, operands, reference, stages
 
 dilated_conv1d, dilated_conv2d, dilated_conv3d = conv1d, conv2d, conv3d
 
 
-class DilatedConv(GridLayer):
+class DilatedConv(ConvLayer):
     """A ``torch.nn.Conv{n}d`` that dilates and keeps the size by default; see :func:`omniconv.functional.conv{n}d`.
 
     The state dict is that of ``torch.nn.Conv{n}d``. One 3-wide kernel with dilation 2 covers 5 positions per axis.
@@ -68,10 +68,6 @@ class DilatedConv(GridLayer):
             dtype,
             activation,
         )
-
-    def operands(self, input: Tensor) -> dict[str, Any]:
-        """The keyword arguments with which ``forward`` calls the op."""
-        return super().operands(input) | {"groups": self.groups}
 
 
 class DilatedConv1d(DilatedConv, nn.Conv1d):

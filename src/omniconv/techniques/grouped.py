@@ -16,16 +16,16 @@ from torch import Tensor, nn
 
 from omniconv.engines.depthwise import ENGINE
 from omniconv.geometry import Padding
-from omniconv.ops.grid import GridLayer, convolve, torch_convolution
+from omniconv.ops.grid import convolve, torch_convolution
 from omniconv.ops.technique import Technique
 from omniconv.problem import Problem
 from omniconv.techniques.standard import TECHNIQUE as STANDARD
-from omniconv.techniques.standard import arguments, bound, conv1d, conv2d, conv3d, operands, reference, stages
+from omniconv.techniques.standard import ConvLayer, arguments, bound, conv1d, conv2d, conv3d, operands, reference, stages
 
 grouped_conv1d, grouped_conv2d, grouped_conv3d = conv1d, conv2d, conv3d
 
 
-class GroupedConv(GridLayer):
+class GroupedConv(ConvLayer):
     """A ``torch.nn.Conv{n}d`` with groups, and a channel shuffle after it if asked; see :func:`omniconv.functional.conv{n}d`.
 
     The state dict is that of ``torch.nn.Conv{n}d``. ``shuffle`` deals the output channels round the groups (output g·O/G + i goes
@@ -70,10 +70,6 @@ class GroupedConv(GridLayer):
             activation,
         )
         self.shuffle = shuffle
-
-    def operands(self, input: Tensor) -> dict[str, Any]:
-        """The keyword arguments with which ``forward`` calls the op."""
-        return super().operands(input) | {"groups": self.groups}
 
     def forward(self, input: Tensor) -> Tensor:
         """The op on the input, then the shuffle."""

@@ -13,14 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from omniconv.engines.aten import plan_convolution, run_aten_pointwise
 from omniconv.engines.dense import ENGINE, run_pointwise
 from omniconv.engines.engine import CallPlan, cache_plan, lookup_plan, plan_key, unfused_reason
 from omniconv.geometry import grid, per_axis
 from omniconv.ops.activation import activate, check_activation
 from omniconv.ops.error_bound import activation_error, linear_error
-from omniconv.ops.grid import GridLayer, convolve, convolve_again, grid_operands, grid_stage, settings_of, torch_convolution
+from omniconv.ops.grid import GridLayer, convolve, grid_operands, grid_stage, torch_convolution
 from omniconv.ops.layer import Causal, one_position
-from omniconv.ops.operator import check_bias, check_weight, fail, finalize_output, per_rank, prepare_operands
+from omniconv.ops.operator import check_bias, check_weight, fail, finalize_output, interceptors, per_rank, prepare_operands
 from omniconv.ops.reference import with_bias
 from omniconv.ops.technique import Operand, Stage, Technique
 from omniconv.problem import Problem
@@ -76,7 +77,11 @@ def pointwise_conv(
 
     Source: Lin, Chen & Yan 2014, arXiv:1312.4400.
     """
-    op = f"pointwise_conv{rank}d"
+    op = _NAMES[rank]
+    if rank > 1 and activation is None:
+        y = run_aten_pointwise(rank, input, weight, bias, stride)
+        if y is not None:
+            return y
     key = plan_key(op, input, weight, bias, stride, 0, 1, "zeros", activation)
     if (plan := lookup_plan(key)) is not None:
         return plan.run(plan.plan, activation, input, weight, bias)
@@ -93,11 +98,12 @@ def pointwise_conv(
             cache_plan(key, CallPlan(run_pointwise, step))
         y = run_pointwise(step, activation, x, weight, bias)
         return y if input.dim() == 3 else y.squeeze(0)
-    if key is not None and input.dim() == rank + 2 and (asked := settings_of(x, windows, 1)) is not None:
-        cache_plan(key, CallPlan(convolve_again, asked))
+    if key is not None and input.dim() == rank + 2:
+        cache_plan(key, plan_convolution(x, windows, 1))
     return finalize_output(input, rank, convolve, (x, weight, bias), windows, 1, activation=activation)
 
 
+_NAMES = {rank: f"pointwise_conv{rank}d" for rank in (1, 2, 3)}
 pointwise_conv1d, pointwise_conv2d, pointwise_conv3d = per_rank(pointwise_conv)
 
 
@@ -135,6 +141,14 @@ class PointwiseConv(GridLayer):
             "stride": self.stride,
             "activation": self.activation,
         }
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The op on the input."""
+        if self.rank > 1 and self.activation is None and not interceptors:
+            y = run_aten_pointwise(self.rank, input, self.weight, self.bias, self.stride, checked=True)
+            if y is not None:
+                return y
+        return type(self).op(**self.operands(input))
 
 
 class PointwiseConv1d(PointwiseConv, nn.Conv1d):

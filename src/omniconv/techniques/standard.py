@@ -15,8 +15,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from omniconv.engines.aten import plan_convolution, run_aten_convolution
 from omniconv.engines.depthwise import ENGINE, cache_depthwise, finalize_depthwise
-from omniconv.engines.engine import CallPlan, cache_plan, lookup_plan, plan_key
+from omniconv.engines.engine import cache_plan, lookup_plan, plan_key
 from omniconv.geometry import Padding, grid
 from omniconv.ops.activation import activate, check_activation
 from omniconv.ops.error_bound import activation_error, linear_error
@@ -24,15 +25,13 @@ from omniconv.ops.grid import (
     TAKES,
     GridLayer,
     convolve,
-    convolve_again,
     grid_operands,
     grid_stage,
     make_windows,
-    settings_of,
     torch_convolution,
     window_arguments,
 )
-from omniconv.ops.operator import check_bias, check_weight, fail, finalize_output, per_rank, prepare_operands
+from omniconv.ops.operator import check_bias, check_weight, fail, finalize_output, interceptors, per_rank, prepare_operands
 from omniconv.ops.reference import grid_convolution
 from omniconv.ops.technique import Operand, Stage, Technique
 from omniconv.problem import Problem
@@ -102,6 +101,10 @@ def conv(
     Source: Dumoulin & Visin 2016, arXiv:1603.07285.
     """
     op, key = _NAMES[rank], None
+    if activation is None and padding_mode == "zeros":
+        y = run_aten_convolution(rank, input, weight, bias, stride, padding, dilation, groups)
+        if y is not None:
+            return y
     if type(groups) is int:
         key = plan_key(op, input, weight, bias, stride, padding, dilation, padding_mode, activation, groups)
         if (plan := lookup_plan(key)) is not None:
@@ -116,8 +119,8 @@ def conv(
     if groups == x.shape[1] > 1 and x.is_floating_point():
         cache_depthwise(key, input, weight, bias, windows)
         return finalize_depthwise(input, rank, x, weight, bias, windows, activation)
-    if key is not None and input.dim() == rank + 2 and (asked := settings_of(x, windows, groups)) is not None:
-        cache_plan(key, CallPlan(convolve_again, asked))
+    if key is not None and input.dim() == rank + 2:
+        cache_plan(key, plan_convolution(x, windows, groups))
     return finalize_output(input, rank, convolve, (x, weight, bias), windows, groups, activation=activation)
 
 
@@ -125,7 +128,24 @@ _NAMES = {rank: f"conv{rank}d" for rank in (1, 2, 3)}
 conv1d, conv2d, conv3d = per_rank(conv)
 
 
-class Conv(GridLayer):
+class ConvLayer(GridLayer):
+    """A layer whose op is the convolution under one of its names."""
+
+    def operands(self, input: Tensor) -> dict[str, Any]:
+        """The keyword arguments with which ``forward`` calls the op."""
+        return super().operands(input) | {"groups": self.groups}
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The op on the input."""
+        if self.activation is None and self.padding_mode == "zeros" and not interceptors:
+            settings = self.stride, self.padding, self.dilation, self.groups
+            y = run_aten_convolution(self.rank, input, self.weight, self.bias, *settings, checked=True)
+            if y is not None:
+                return y
+        return type(self).op(**self.operands(input))
+
+
+class Conv(ConvLayer):
     """``torch.nn.Conv{n}d`` with further paddings, half types and activations; see :func:`omniconv.functional.conv{n}d`.
 
     Constructor and state dict are torch.nn's, so weights load both ways; it is an instance of ``torch.nn.Conv{n}d``.
@@ -156,10 +176,6 @@ class Conv(GridLayer):
         self._build(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype, activation
         )  # fmt: skip
-
-    def operands(self, input: Tensor) -> dict[str, Any]:
-        """The keyword arguments with which ``forward`` calls the op."""
-        return super().operands(input) | {"groups": self.groups}
 
 
 class Conv1d(Conv, nn.Conv1d):

@@ -17,12 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from omniconv.engines.aten import TRANSPOSED, run_aten, run_aten_checked
 from omniconv.geometry import Padding, Spread, normal_padding, per_axis, spread
 from omniconv.ops.activation import activate, check_activation
 from omniconv.ops.error_bound import activation_error, linear_error
 from omniconv.ops.grid import check_channels
 from omniconv.ops.layer import Layer
-from omniconv.ops.operator import check_bias, check_weight, fail, finalize_output, per_rank, prepare_operands
+from omniconv.ops.operator import check_bias, check_weight, fail, finalize_output, interceptors, per_rank, prepare_operands
 from omniconv.ops.reference import spread_convolution
 from omniconv.ops.technique import Operand, Peer, Stage, Technique
 from omniconv.problem import Problem
@@ -112,7 +113,11 @@ def conv_transpose(
 
     Source: Zeiler et al. 2010; Dumoulin & Visin 2016, arXiv:1603.07285.
     """
-    op = f"conv_transpose{rank}d"
+    op = _NAMES[rank]
+    if activation is None and output_size is None:
+        y = run_aten(TRANSPOSED[rank], rank, input, weight, bias, stride, padding, output_padding, groups, dilation)
+        if y is not None:
+            return y
     x, weight, bias = prepare_operands(op, rank, input, any_dtype=True, weight=weight, bias=bias)
     check_weight(op, x, weight, groups, in_axis=0)
     check_bias(op, bias, weight.shape[1] * groups)
@@ -123,6 +128,7 @@ def conv_transpose(
     return finalize_output(input, rank, convolve, (x, weight, bias), windows, groups, activation=activation)
 
 
+_NAMES = {rank: f"conv_transpose{rank}d" for rank in (1, 2, 3)}
 conv_transpose1d, conv_transpose2d, conv_transpose3d = per_rank(conv_transpose)
 
 
@@ -205,6 +211,11 @@ class ConvTranspose(Layer, nn.modules.conv._ConvTransposeNd):
 
     def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """The op on the input; ``output_size``, spatial or whole as in torch, takes the place of the output padding."""
+        if output_size is None and self.activation is None and not interceptors:
+            settings = self.stride, self.padding, self.output_padding, self.groups, self.dilation
+            y = run_aten_checked(TRANSPOSED[self.rank], self.rank, input, self.weight, self.bias, *settings)
+            if y is not None:
+                return y
         return type(self).op(**self.operands(input, output_size))
 
     def extra_repr(self) -> str:
