@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from omniconv.engines.engine import CallPlan, is_transformed
-from omniconv.geometry import Grid
+from omniconv.geometry import LARGEST, Grid
 from omniconv.layout import arrange, is_channels_last_quickly
 from omniconv.ops.activation import activate
 from omniconv.ops.grid import convolve
@@ -29,7 +29,9 @@ def run_aten(function: Callable[..., Tensor], rank: int, input: Any, weight: Any
     Settings are ints, or tuples with one for each axis.
     """
     for value in settings:
-        if type(value) is not int and (type(value) is not tuple or [*map(type, value)] != _INTS[rank]):
+        if type(value) is tuple and [*map(type, value)] == _INTS[rank]:
+            value = max(value)
+        if type(value) is not int or value > LARGEST:
             return None
     return run_aten_checked(function, rank, input, weight, bias, *settings)
 
@@ -88,23 +90,27 @@ def run_aten_convolution(
     rank: int, input: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: Any, checked: bool = False
 ) -> Tensor | None:
     """Returns the convolution by :func:`run_aten`, or None, as with a group for each channel, which torch is slow at."""
+    if type(groups) is not int:
+        return None
     if groups != 1 and (type(weight) not in _PLAIN or weight.dim() != rank + 2 or weight.size(1) == 1):
         return None
     if type(padding) is str:
         padding = _even_pads(padding, rank, weight, dilation)
+        if padding is None:
+            return None
     run = run_aten_checked if checked else run_aten
     return run(_CONVOLUTIONS[rank], rank, input, weight, bias, stride, padding, dilation, groups)
 
 
 def _even_pads(padding: str, rank: int, weight: Any, dilation: Any) -> Any:
-    """Returns the pads of "same" and "valid" where both sides have as many, else the name."""
+    """Returns the pads of "same" and "valid" where both sides have as many, else None."""
     if padding == "valid":
         return 0
     steps = dilation if type(dilation) is tuple else (dilation,) * rank
     if padding != "same" or [*map(type, steps)] != _INTS[rank] or type(weight) not in _PLAIN or weight.dim() != rank + 2:
-        return padding
+        return None
     pads = [d * (k - 1) for k, d in zip(weight.shape[2:], steps, strict=True)]
-    return padding if any(pad % 2 for pad in pads) else tuple(pad // 2 for pad in pads)
+    return None if any(pad % 2 for pad in pads) else tuple(pad // 2 for pad in pads)
 
 
 def run_aten_pointwise(rank: int, input: Any, weight: Any, bias: Any, stride: Any, checked: bool = False) -> Tensor | None:

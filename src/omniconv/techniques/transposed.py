@@ -211,7 +211,7 @@ class ConvTranspose(Layer, nn.modules.conv._ConvTransposeNd):
 
     def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """The op on the input; ``output_size``, spatial or whole as in torch, takes the place of the output padding."""
-        if output_size is None and self.activation is None and not interceptors:
+        if output_size is None and self.activation is None and type(self.padding) is tuple and not interceptors:
             settings = self.stride, self.padding, self.output_padding, self.groups, self.dilation
             y = run_aten_checked(TRANSPOSED[self.rank], self.rank, input, self.weight, self.bias, *settings)
             if y is not None:
