@@ -13,9 +13,10 @@ from omniconv.analysis import verify as room
 from omniconv.analysis.verify import checks, counted, networks, of_network, of_problem, problems, run, summaries, verify
 from omniconv.analysis.verify.counters import covering, torch_modules, ways
 from omniconv.cli import app
+from omniconv.ops import technique as record
 from omniconv.ops.technique import Stage
 from omniconv.problem import Problem
-from omniconv.techniques import TECHNIQUES, _technique, find, parse
+from omniconv.techniques import TECHNIQUES, find, parse
 
 RUN = CliRunner(env={"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"})
 
@@ -160,7 +161,7 @@ def test_an_op_that_does_something_else_is_seen(monkeypatch):
 
 
 def test_a_wrong_receptive_field_is_seen(monkeypatch):
-    monkeypatch.setattr(_technique, "receptive_field", lambda kernel, dilation: kernel)
+    monkeypatch.setattr(record, "receptive_field", lambda kernel, dilation: kernel)
     (wrong,) = verify("dilated2d c2 i9 k3 d2").failed
     assert (wrong.check, wrong.expected, wrong.got) == (checks.FIELD, (5, 5), (3, 3))
 

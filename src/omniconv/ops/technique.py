@@ -12,6 +12,10 @@ from omniconv.geometry import Pairs, landings, receptive_field, transposed_recep
 from omniconv.problem import Problem
 
 Operands = dict[str, Tensor]
+Arguments = Mapping[str, Any]  # of a call, by name; those left out left out
+
+# what every technique's Problem has
+_COMMON = frozenset({"channels", "size", "batch", "dtype", "channels_last"})
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,15 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class StageArguments:
+    """The names of the arguments of an op that one of its stages takes; None where the stage has no such argument."""
+
+    weight: str = "weight"
+    bias: str | None = "bias"
+    activation: str | None = "activation"
+
+
+@dataclass(frozen=True)
 class Cost:
     """What one layer costs for a whole batch. MACs are multiply-accumulates; bytes are each operand moved once."""
 
@@ -107,7 +120,7 @@ class Engine:
 
 @dataclass(frozen=True)
 class Technique:
-    """One of the eleven; see the fields' comments. ``TECHNIQUES`` in the package is the only list of them."""
+    """One kind of convolution; see the fields' comments. ``TECHNIQUES`` in the package is the only list of them."""
 
     name: str
     title: str
@@ -135,6 +148,15 @@ class Technique:
     stages: Callable[..., tuple[Stage, ...]]
     bound: Callable[..., Tensor]
     variant: Callable[[Problem], Problem]
+    # cost of a call of the op of a rank: the Problem that its arguments make, and the options of ``stages`` that they ask for
+    problem: Callable[[int, Arguments], Problem]
+    cost_options: Callable[[Arguments], dict[str, Any]] = lambda arguments: {}
+    # for each stage on the path from input to output, in order
+    stage_arguments: tuple[StageArguments, ...] = (StageArguments(),)
+    # whether a tap's place depends on numbers, so that macs_valid of a call is an estimate: that of taps on the grid
+    moves_taps: bool = False
+    # whether this is the name of a plain convolution; of every convolution it is that of one technique
+    names_convolution: Callable[[Stage], bool] = lambda stage: False
     peers: tuple[Peer, ...] = ()
     engine: Engine | None = None
     # keyword arguments under which the op is linear, so that whole numbers give whole numbers
@@ -156,14 +178,7 @@ class Technique:
                 f"{self.name}: the rank must be one of {', '.join(map(str, self.ops))}, got {problem.rank} in '{problem}'"
             )
         for name, value in problem.settings().items():
-            if name not in self.takes and name not in (
-                "technique",
-                "channels",
-                "size",
-                "batch",
-                "dtype",
-                "channels_last",
-            ):
+            if name != "technique" and name not in self.takes | _COMMON:
                 raise ValueError(f"{self.name}: the problem must not set {name}, got {value} in '{problem}'")
         parts = lcm(problem.groups, problem.heads or 1, problem.offset_groups)
         for divisor in (problem.groups, problem.heads or 1, problem.offset_groups):
@@ -177,6 +192,18 @@ class Technique:
     def variant_of(self, base: Problem) -> Problem:
         """What this technique makes of a standard layer: same channels, kernel and output where it can."""
         return self.check(self.variant(base.replace(technique=self.name)))
+
+    def problem_of(self, convolution: Stage, **settings: Any) -> Problem:
+        """Returns the Problem of a plain convolution under this technique's name; settings that it does not take are left out."""
+        channels, out_channels = convolution.in_channels, convolution.out_channels
+        multiplier = out_channels // channels
+        known = {
+            "channels": channels, "out_channels": None if out_channels == channels else out_channels, "size": convolution.size,
+            "kernel": convolution.kernel, "stride": convolution.stride, "padding": convolution.pads,
+            "dilation": convolution.dilation, "groups": convolution.groups, "multiplier": None if multiplier == 1 else multiplier,
+            "padding_mode": convolution.padding_mode,
+        } | settings  # fmt: skip
+        return Problem(self.name, **{name: value for name, value in known.items() if name in self.takes | _COMMON})
 
     def call(self, problem: Problem, operands: Mapping[str, Tensor], **changes: Any) -> Tensor:
         """The op on these operands with the problem's arguments."""
