@@ -49,8 +49,9 @@ def test_stages_lead_from_the_input_to_the_output(technique, problem):
     path = [s for s in technique.stages(problem) if not s.side]
     at = (problem.channels, problem.size)
     for stage in path:
-        assert (stage.in_channels, stage.size) == at
-        at = (stage.out_channels, stage.out)
+        assert (stage.in_channels + stage.bypass, stage.size) == at
+        at = (stage.out_channels + stage.bypass, stage.out)
+        assert not stage.bypass or stage.size == stage.out
     assert (problem.batch, at[0], *at[1]) == technique.output_shape(problem)
     for stage in technique.stages(problem):
         if not stage.transposed:
@@ -64,7 +65,7 @@ def test_the_op_does_what_is_counted(technique, problem):
     ones = {n: torch.ones_like(x) for n, x in make_inputs(technique, problem.replace(dtype="f64")).items() if n != "bias"}
     y = technique.call(problem, zero_offsets(technique, problem, ones), **technique.linear)
     (stage,) = [s for s in technique.stages(problem) if not s.side]
-    assert y.sum() == problem.batch * stage.macs_valid
+    assert y.sum() == problem.batch * (stage.macs_valid + stage.bypassed)
 
 
 @on(all_cases())

@@ -34,7 +34,7 @@ def test_all_that_a_technique_takes(technique):
     assert result.problems == len(list(problems(technique)))
     some = next(iter(problems(technique)))
     left_out = set() if len([s for s in technique.stages(some) if not s.side]) == 1 else WITH_ONE_STAGE
-    left_out |= {checks.GRAPH} if checks.moves(technique, some) else set()
+    left_out |= {checks.GRAPH} if technique.moves_taps else set()
     left_out |= set() if "padding_mode" in technique.takes else {checks.OTHER_MODES}
     assert {s.of for s in summaries(result)} == KINDS - left_out
     assert {"layer", "function"} <= {row.of for row in result.rows if row.check == checks.DISPATCHED_DENSE}

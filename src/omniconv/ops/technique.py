@@ -35,7 +35,8 @@ class Stage:
 
     ``weights`` and ``biases`` are the free numbers it owns (None: a weight for every tap and channel pair that meet).
     ``flops`` are extras beyond the MACs per sample, ``batch_flops`` those made once for a whole batch.
-    ``side`` marks a stage beside the path from input to output, such as the one that makes the offsets.
+    ``side`` marks a stage beside the path from input to output, such as the one that makes the offsets. ``bypass`` counts the
+    channels of its input that it hands on as they are, behind those that it makes.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Stage:
     flops: int = 0
     batch_flops: int = 0
     side: bool = False
+    bypass: int = 0
 
     @property
     def params(self) -> int:
@@ -62,6 +64,16 @@ class Stage:
         if self.weights is not None:
             return self.weights
         return self.in_channels * self.out_channels * prod(self.kernel) // self.groups
+
+    @property
+    def bypassed(self) -> int:
+        """Numbers of one sample that are handed on as they are."""
+        return self.bypass * prod(self.out)
+
+    @property
+    def results(self) -> int:
+        """Numbers of one sample that it makes or hands on."""
+        return self.out_channels * prod(self.out) + self.bypassed
 
     @property
     def macs_dense(self) -> int:
@@ -212,7 +224,7 @@ class Technique:
     def output_shape(self, problem: Problem) -> tuple[int, ...]:
         """(N, O, Out…)."""
         last = self.stages(problem)[-1]
-        return (problem.batch, last.out_channels, *last.out)
+        return (problem.batch, last.out_channels + last.bypass, *last.out)
 
     def cost(self, problem: Problem, bias: bool = True, **options: Any) -> Cost:
         """Parameters, MACs, flops, bytes and receptive field of the layer; ``options`` go to the technique's stages.

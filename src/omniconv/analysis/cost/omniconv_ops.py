@@ -40,13 +40,13 @@ def op_cost(op: Callable[..., Any], arguments: Arguments) -> OpCost:
         common = ("batch", "dtype", "channels_last", "padding")
         problem = find_convolution(path[0]).problem_of(path[0], **{name: getattr(problem, name) for name in common})
     stages = list(zip(path, technique.stage_arguments, strict=True))
-    results = [problem.batch * stage.out_channels * prod(stage.out) for stage in path]
+    sums = [problem.batch * stage.out_channels * prod(stage.out) for stage in path]
     dense, valid = _gradients(problem.batch, stages, arguments)
     besides = sum(problem.batch * stage.flops + stage.batch_flops for stage in path)
-    activations = _activation_flops(stages, results, arguments)
+    activations = problem.batch * _activation_flops(stages, arguments)
     biases = [None if names.bias is None else arguments.get(names.bias) for _, names in stages]
-    adds = sum(count for bias, count in zip(biases, results, strict=True) if bias is not None)
-    sums = sum(count for bias, count in zip(biases, results, strict=True) if _needs_gradient(bias))
+    adds = sum(count for bias, count in zip(biases, sums, strict=True) if bias is not None)
+    bias_gradients = sum(count for bias, count in zip(biases, sums, strict=True) if _needs_gradient(bias))
     x = next(value for value in arguments.values() if isinstance(value, Tensor))
     named = problem.technique, known_problem(problem) if x.dtype in DTYPE_NAMES else None
     status = "estimate" if technique.moves_taps else "exact"
@@ -55,7 +55,7 @@ def op_cost(op: Callable[..., Any], arguments: Arguments) -> OpCost:
         besides + activations + adds, *named, valid=status, flops_status="estimate" if besides or activations else "exact",
     )  # fmt: skip
     # the gradient of what is normalised or interpolated takes about as much again as it does, for each of two operands
-    extra = 2 * besides + activations + sums if dense or sums else 0
+    extra = 2 * besides + activations + bias_gradients if dense or bias_gradients else 0
     return OpCost(forward, Work(dense, valid, extra, *named, valid=status))
 
 
@@ -76,8 +76,7 @@ def _needs_gradient(x: Any) -> bool:
     return isinstance(x, Tensor) and x.requires_grad
 
 
-def _activation_flops(stages: Sequence[tuple[Stage, StageArguments]], results: Sequence[int], arguments: Arguments) -> int:
-    """Returns the flops of the activations that the op ends its stages with."""
-    given = [None if names.activation is None else arguments.get(names.activation) for _, names in stages]
-    asked = [(name, count) for name, count in zip(given, results, strict=True) if name is not None]
-    return sum(per_result("silu" if name == "swish" else name) * count for name, count in asked)
+def _activation_flops(stages: Sequence[tuple[Stage, StageArguments]], arguments: Arguments) -> int:
+    """Returns the flops of one sample's activations, with which the op ends its stages."""
+    given = [(None if names.activation is None else arguments.get(names.activation), stage) for stage, names in stages]
+    return sum(per_result("silu" if name == "swish" else name) * stage.results for name, stage in given if name is not None)
