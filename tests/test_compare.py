@@ -347,8 +347,8 @@ def test_verification_sees_layers_within_other_modules(monkeypatch):
         verify_layer(module, x)
 
 
-def test_verification_needs_a_layer_of_the_house():
-    with pytest.raises(AssertionError, match="must hold a layer of the house"):
+def test_verification_needs_an_omniconv_layer():
+    with pytest.raises(AssertionError, match="must hold an omniconv layer"):
         verify_layer(torch.nn.Conv2d(1, 1, 1), torch.ones(1, 1, 2, 2))
 
 

@@ -7,11 +7,12 @@ from operator import add
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import all_cases, on, zero_offsets
+from cases import all_cases, on, parameters_of, zero_offsets
 
+from omniconv.analysis.cost.omniconv_ops import op_cost
 from omniconv.ops.technique import Stage, chained_receptive_field
 from omniconv.problem import Problem
-from omniconv.techniques import find, parse
+from omniconv.techniques import TECHNIQUES, find, find_convolution, parse
 from omniconv.testing import make_inputs
 
 CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -48,8 +49,9 @@ def test_stages_lead_from_the_input_to_the_output(technique, problem):
     path = [s for s in technique.stages(problem) if not s.side]
     at = (problem.channels, problem.size)
     for stage in path:
-        assert (stage.in_channels, stage.size) == at
-        at = (stage.out_channels, stage.out)
+        assert (stage.in_channels + stage.bypass, stage.size) == at
+        at = (stage.out_channels + stage.bypass, stage.out)
+        assert not stage.bypass or stage.size == stage.out
     assert (problem.batch, at[0], *at[1]) == technique.output_shape(problem)
     for stage in technique.stages(problem):
         if not stage.transposed:
@@ -63,7 +65,7 @@ def test_the_op_does_what_is_counted(technique, problem):
     ones = {n: torch.ones_like(x) for n, x in make_inputs(technique, problem.replace(dtype="f64")).items() if n != "bias"}
     y = technique.call(problem, zero_offsets(technique, problem, ones), **technique.linear)
     (stage,) = [s for s in technique.stages(problem) if not s.side]
-    assert y.sum() == problem.batch * stage.macs_valid
+    assert y.sum() == problem.batch * (stage.macs_valid + stage.bypassed)
 
 
 @on(all_cases())
@@ -106,6 +108,56 @@ def test_receptive_field_is_the_support_of_the_gradient(technique, problem):
             extent = (seen.max(0).values - seen.min(0).values + 1).tolist()
             widest = [max(a, b) for a, b in zip(widest, extent, strict=True)]
     assert tuple(widest) == cost.receptive_field
+
+
+@on(all_cases())
+def test_a_calls_arguments_make_its_problem(technique, problem):
+    """With all arguments, and without those that are the op's own defaults."""
+    arguments = {**make_inputs(technique, problem), **technique.arguments(problem)}
+    defaults = {name: p.default for name, p in parameters_of(technique.ops[problem.rank]).items()}
+    stages = technique.stages(problem)
+    for given in (arguments, {n: v for n, v in arguments.items() if isinstance(v, torch.Tensor) or v != defaults[n]}):
+        made = technique.check(technique.problem(problem.rank, given))
+        assert technique.stages(made) == stages
+        assert (made.batch, made.channels, made.dtype, made.rank) == (problem.batch, problem.channels, problem.dtype, problem.rank)
+        assert technique.output_shape(made) == technique.output_shape(problem)
+    assert len(technique.stage_arguments) == len([stage for stage in stages if not stage.side])
+
+
+@on(all_cases())
+def test_a_calls_cost_is_that_of_its_stages(technique, problem):
+    """Without a bias, forward and backward by definition: a gradient of every operand costs the forward's MACs again."""
+    biases = {stage.bias for stage in technique.stage_arguments}
+    inputs = {n: x.requires_grad_() for n, x in make_inputs(technique, problem).items() if n not in biases}
+    found = op_cost(technique.ops[problem.rank], {**inputs, **technique.arguments(problem)})
+    path = [stage for stage in technique.stages(problem, **technique.cost_options(inputs)) if not stage.side]
+    assert found.forward.macs_dense == problem.batch * sum(stage.macs_dense for stage in path)
+    assert found.forward.macs_valid == problem.batch * sum(stage.macs_valid for stage in path)
+    assert found.forward.extra == sum(problem.batch * stage.flops + stage.batch_flops for stage in path)
+    assert (found.backward.macs_dense, found.backward.macs_valid) == (2 * found.forward.macs_dense, 2 * found.forward.macs_valid)
+
+
+PLAIN = [
+    Stage("", c, o, (9,) * len(k), (1,) * len(k), k, (1,) * len(k), ((p, p),) * len(k), (d,) * len(k), g, "zeros", transposed)
+    for k in ((1,), (3,), (1, 3), (1, 1, 1))
+    for c, o, g in ((4, 8, 1), (4, 8, 2), (4, 4, 4), (1, 1, 1))
+    for p, d, transposed in product((0, 1), (1, 2), (False, True))
+]
+
+
+@pytest.mark.parametrize(
+    "stage", PLAIN, ids=lambda s: f"{s.in_channels}-{s.out_channels} {s.kernel} {s.pads} {s.dilation} {s.groups}"
+)
+def test_every_plain_convolution_has_one_name(stage):
+    named = [technique for technique in TECHNIQUES if technique.names_convolution(stage)]
+    assert named == [find_convolution(stage)]
+    made = named[0].problem_of(stage)
+    assert (made.channels, made.size, made.kernel) == (stage.in_channels, stage.size, stage.kernel)
+    if named[0].check(made):
+        (again,) = named[0].stages(made)
+        assert (again.macs_dense // prod(again.out if not again.transposed else again.size), again.groups) == (
+            stage.in_channels * stage.out_channels * prod(stage.kernel) // stage.groups, stage.groups
+        )  # fmt: skip
 
 
 # params (no bias) and macs_dense per sample, written out from the definitions

@@ -13,9 +13,10 @@ from omniconv.analysis import verify as room
 from omniconv.analysis.verify import checks, counted, networks, of_network, of_problem, problems, run, summaries, verify
 from omniconv.analysis.verify.counters import covering, torch_modules, ways
 from omniconv.cli import app
+from omniconv.ops import technique as record
 from omniconv.ops.technique import Stage
 from omniconv.problem import Problem
-from omniconv.techniques import TECHNIQUES, _technique, find, parse
+from omniconv.techniques import TECHNIQUES, find, parse
 
 RUN = CliRunner(env={"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"})
 
@@ -33,7 +34,7 @@ def test_all_that_a_technique_takes(technique):
     assert result.problems == len(list(problems(technique)))
     some = next(iter(problems(technique)))
     left_out = set() if len([s for s in technique.stages(some) if not s.side]) == 1 else WITH_ONE_STAGE
-    left_out |= {checks.GRAPH} if checks.moves(technique, some) else set()
+    left_out |= {checks.GRAPH} if technique.moves_taps else set()
     left_out |= set() if "padding_mode" in technique.takes else {checks.OTHER_MODES}
     assert {s.of for s in summaries(result)} == KINDS - left_out
     assert {"layer", "function"} <= {row.of for row in result.rows if row.check == checks.DISPATCHED_DENSE}
@@ -160,7 +161,7 @@ def test_an_op_that_does_something_else_is_seen(monkeypatch):
 
 
 def test_a_wrong_receptive_field_is_seen(monkeypatch):
-    monkeypatch.setattr(_technique, "receptive_field", lambda kernel, dilation: kernel)
+    monkeypatch.setattr(record, "receptive_field", lambda kernel, dilation: kernel)
     (wrong,) = verify("dilated2d c2 i9 k3 d2").failed
     assert (wrong.check, wrong.expected, wrong.got) == (checks.FIELD, (5, 5), (3, 3))
 

@@ -17,6 +17,7 @@ import torch
 from omniconv.geometry import PADDING_MODES, PADDING_NAMES, Pairs
 
 DTYPES = {"f32": torch.float32, "f64": torch.float64, "bf16": torch.bfloat16, "f16": torch.float16}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 _HEAD = re.compile(r"([a-z]+(?:_[a-z]+)*)([123])d")
 _TOKEN = re.compile(r"(mode:|dt:|op|[ncikspdgmho])(.+)")

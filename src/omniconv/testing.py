@@ -112,7 +112,7 @@ def assert_matches_reference(technique: Technique, problem: Problem, operands: M
 
 @dataclass(frozen=True)
 class LayerCall:
-    """One call of a house layer: the operands that it gave to its op, and what came out."""
+    """One call of an omniconv layer: the operands that it gave to its op, and what came out."""
 
     layer: Layer
     operands: dict[str, Any]
@@ -125,7 +125,7 @@ class LayerCall:
 
 
 def layer_calls(module: nn.Module, *inputs: Tensor) -> tuple[LayerCall, ...]:
-    """Runs a module without gradients and records the call of every house layer in it, the module itself included."""
+    """Runs a module without gradients and records the call of every omniconv layer in it, the module itself included."""
     calls: list[LayerCall] = []
     asking = False  # a layer that owns another runs it to know its operands
 
@@ -150,7 +150,7 @@ def layer_calls(module: nn.Module, *inputs: Tensor) -> tuple[LayerCall, ...]:
 
 
 def verify_layer(module: nn.Module, *inputs: Tensor) -> float:
-    """Checks what every house layer in a module makes of these inputs; returns the largest error as a share of its bound.
+    """Checks what every omniconv layer in a module makes of these inputs; returns the largest error as a share of its bound.
 
     For layers that do no more than their op, in evaluation mode: a shuffle or a normalisation is not in the reference.
 
@@ -163,7 +163,7 @@ def verify_layer(module: nn.Module, *inputs: Tensor) -> float:
     """
     calls = layer_calls(module, *inputs)
     if not calls:
-        raise AssertionError(f"{type(module).__name__}: the module must hold a layer of the house, got none")
+        raise AssertionError(f"{type(module).__name__}: the module must hold an omniconv layer, got none")
     with torch.no_grad():
         return max(assert_within_bound(call.technique, call.operands, call.y) for call in calls)
 
@@ -206,7 +206,7 @@ def _is_floating(value: Any) -> bool:
 def verify_gradients(
     module: nn.Module, *inputs: Tensor, seed: int = 0, references: Mapping[str, Callable[..., Tensor]] | None = None
 ) -> float:
-    """Checks the gradients of every house layer's op against those of its reference in float64; returns the largest share.
+    """Checks the gradients of every omniconv layer's op against those of its reference in float64; returns the largest share.
 
     The measure is the 1-norm over a whole gradient, which one position on a kink (offsets that land on a whole number) cannot move:
 

@@ -171,7 +171,7 @@ def test_errors_of_the_model(stage, error, asks_data):
         (engine, "_tree", 1),
         (recorder, "work_of", 1),
         (recorder, "work_of", 9),
-        (recorder, "house_work", 1),
+        (recorder, "op_cost", 1),
         (recorder.Memory, "see", 5),
         (recorder.Recorder, "_gradients", 1),
         (Modules, "_entered", 3),

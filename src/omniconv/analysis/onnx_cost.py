@@ -17,11 +17,12 @@ import torch
 from omniconv.analysis._users_code import one_line
 from omniconv.analysis.cost import Cost, Counts, Coverage, ModuleCost, Row
 from omniconv.analysis.cost.result import METRICS, total_status
-from omniconv.analysis.cost.work import Work, convolution_stage, problem_of, technique_of
+from omniconv.analysis.cost.work import Work, convolution_stage, mixing_stage, problem_of
 from omniconv.analysis.onnx_file import DTYPES, graph_inputs, read_model
+from omniconv.functional import deform_conv2d
 from omniconv.geometry import Pairs
 from omniconv.problem import DTYPES as FLOATING
-from omniconv.problem import Problem
+from omniconv.techniques import find_convolution, find_op
 
 _BYTES = {"f32": 4, "u8": 1, "i8": 1, "i16": 2, "i32": 4, "i64": 8, "bool": 1, "f16": 2, "f64": 8, "bf16": 2}
 # hands its input on, or makes what the graph knows before it runs
@@ -125,8 +126,8 @@ def _convolution(node: _Node, weight: _Value, bias: bool) -> Work:
     like = torch.empty(x.shape, dtype=FLOATING.get(x.dtype, torch.int8), device="meta")
     more = node.attributes.get("output_padding", [0] * rank)
     return Work(
-        n * stage.macs_dense, n * stage.macs_valid, y.count if bias else 0, technique_of(stage), problem_of(stage, n, like, more),
-        flops_status="exact",
+        n * stage.macs_dense, n * stage.macs_valid, y.count if bias else 0, find_convolution(stage).name,
+        problem_of(stage, n, like, more), flops_status="exact",
     )  # fmt: skip
 
 
@@ -159,7 +160,9 @@ def _deform_conv(node: _Node) -> Work:
     plain = _convolution(node, weight, node.operand(3) is not None)
     samples = x.shape[0] * x.shape[1] * prod(weight.shape[2:]) * prod(y.shape[2:])
     extra = plain.extra + samples * (9 if node.operand(4) is not None else 8)
-    return Work(plain.macs_dense, plain.macs_valid, extra, "deformable", None, scratch=8 * samples, valid="estimate")
+    return Work(
+        plain.macs_dense, plain.macs_valid, extra, find_op(deform_conv2d)[0].name, None, scratch=8 * samples, valid="estimate"
+    )
 
 
 @_formula("MatMul", "MatMulInteger", "QLinearMatMul")
@@ -174,9 +177,12 @@ def _gemm(node: _Node) -> Work:
     a, b, y = node.first, node.inputs[1], node.outputs[0]
     assert b is not None
     inner = a.shape[0] if node.attributes.get("transA", 0) else a.shape[1]
-    problem = Problem("pointwise", inner, (y.shape[0],), out_channels=y.shape[1], dtype=a.dtype) if a.dtype in FLOATING else None
     extra = y.count if node.operand(2) is not None else 0
-    return Work(y.count * inner, y.count * inner, extra, "pointwise", problem, flops_status="exact")
+    positions, out_channels = y.shape
+    stage = mixing_stage(positions, inner, out_channels)
+    named = find_convolution(stage)
+    problem = named.problem_of(stage, out_channels=out_channels, dtype=a.dtype) if a.dtype in FLOATING else None
+    return Work(y.count * inner, y.count * inner, extra, named.name, problem, flops_status="exact")
 
 
 @_formula("LSTM", "GRU", "RNN")

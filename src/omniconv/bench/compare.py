@@ -1,4 +1,4 @@
-"""The same layer, eleven ways: every technique's version of one standard layer on a real picture, verified, counted and timed.
+"""Every technique's version of one standard layer on a real picture, verified, counted and timed.
 
 A picture goes through a fixed stem to feature maps (:mod:`omniconv.bench.picture`) and these through each technique that has a
 two-dimensional layer. The others work on a sequence, the maps' positions row after row or one of the user's, beside the techniques

@@ -65,7 +65,7 @@ class Task:
             ValueError: It is none.
         """
         first, *others = self.technique.stages(self.problem)
-        if others or first.weights is not None or first.flops or first.transposed or first.padding_mode != "zeros":
+        if others or first.weights is not None or first.bypass or first.flops or first.transposed or first.padding_mode != "zeros":
             raise ValueError("the problem is not one plain convolution")
         return first
 

@@ -50,7 +50,7 @@ def command(
     output: FileOption = None,
     force: ForceOption = False,
 ) -> None:
-    """The same layer, eleven ways, on a picture: verified against its reference, counted and timed.
+    """The same layer by every technique, on a picture: verified against its reference, counted and timed.
 
     FILE may end in .html (a report with the feature maps and a plot), .json, .csv or .md.
     """

@@ -12,8 +12,8 @@ from omniconv.geometry import LARGEST, PADDING_MODES, Grid, Padding, Pairs, grid
 from omniconv.ops.activation import activate, check_activation
 from omniconv.ops.layer import Layer
 from omniconv.ops.operator import fail
-from omniconv.ops.technique import Operand, Peer, Stage
-from omniconv.problem import Problem
+from omniconv.ops.technique import Arguments, Operand, Peer, Stage
+from omniconv.problem import DTYPE_NAMES, Problem
 
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -222,4 +222,26 @@ def grid_stage(problem: Problem, in_channels: int, out_channels: int, groups: in
     return Stage(
         name, in_channels, out_channels, size, windows.output_size(size, kernel), kernel, windows.stride, windows.pads,
         windows.dilation, groups, problem.padding_mode, **({"biases": out_channels} | changes),
+    )  # fmt: skip
+
+
+def call_problem(name: str, rank: int, arguments: Arguments, out_channels: int, **settings: Any) -> Problem:
+    """Returns the Problem of a call of a grid op: that of its input and its windows, with these settings.
+
+    Args:
+        name: The technique's.
+        rank: Number of spatial axes.
+        arguments: Of the call, by name.
+        out_channels: Of the result.
+        settings: The further fields of the Problem; where a multiplier is 1 it is left out.
+    """
+    x = arguments["input"]
+    batch, channels, *size = x.shape if x.dim() == rank + 2 else (1, *x.shape)
+    windows = {field: per_axis(name, field, arguments[field], rank) for field in ("stride", "dilation") if field in arguments}
+    return Problem(
+        name, channels, tuple(size), batch, None if out_channels == channels else out_channels,
+        padding=normal_padding(name, arguments.get("padding", 0), rank), padding_mode=arguments.get("padding_mode", "zeros"),
+        dtype=DTYPE_NAMES.get(x.dtype, "f32"),
+        channels_last=rank == 2 and x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous(),
+        **(windows | settings),
     )  # fmt: skip

@@ -17,7 +17,8 @@ from omniconv.ops.error_bound import activation_error, gamma, linear_error
 from omniconv.ops.layer import Causal, Layer, causal_past
 from omniconv.ops.operator import check_bias, fail, finalize_output
 from omniconv.ops.reference import padded, sampled, with_bias
-from omniconv.problem import Problem
+from omniconv.ops.technique import Arguments
+from omniconv.problem import DTYPE_NAMES, Problem
 
 
 @dataclass(frozen=True)
@@ -374,4 +375,17 @@ def variant(base: Problem) -> Problem:
     return Problem(
         base.technique, base.channels, base.size, base.batch, kernel=base.kernel, dilation=base.dilation, heads=heads,
         padding="causal" if base.padding == "causal" else "same", padding_mode=base.padding_mode, dtype=base.dtype,
+    )  # fmt: skip
+
+
+def call_problem(name: str, arguments: Arguments, heads: int, taps: int) -> Problem:
+    """Returns the Problem of a call of an op over sequences, whose kernel has so many heads and taps."""
+    x = arguments["input"]
+    whole = x.dim() == 3
+    axes = axes_of(name, arguments.get("layout", "NCT"), whole)
+    shape = x.shape if whole else (1, *x.shape)
+    return Problem(
+        name, shape[axes.channel], (shape[axes.time],), shape[axes.batch], kernel=(taps,), heads=heads,
+        padding=normal_padding(name, arguments.get("padding", "same"), 1), padding_mode=arguments.get("padding_mode", "zeros"),
+        dilation=per_axis(name, "dilation", arguments.get("dilation", 1), 1), dtype=DTYPE_NAMES.get(x.dtype, "f32"),
     )  # fmt: skip

@@ -215,11 +215,14 @@ def _shift_and_add(x: Tensor, kernels: Tensor, bias: Tensor | None, axes: Axes, 
     return (y if fixed else y.flatten(1, 2)).to(narrow)
 
 
-_FORMULATIONS: dict[str, Compute] = {
+# what takes one kernel for the whole sequence, and one for every position if need be
+_FIXED: dict[str, Compute] = {
     "torch depthwise": _depthwise,
     "torch depthwise 2-D": _depthwise_as_picture,
     "torch folded": _folded,
     "torch folded 2-D": _folded_as_picture,
+}
+_BY_POSITION: dict[str, Compute] = {
     "torch unfold": _unfold,
     "torch band": _band,
     "torch shift and add": _shift_and_add,
@@ -239,9 +242,5 @@ def _dynamic(
     return _through_torch(compute, input, kernels, bias, padding, **settings)  # type: ignore[arg-type]  # settings are a mapping of the op's own
 
 
-LIGHTWEIGHT_PEERS = tuple(Peer(name, partial(_lightweight, compute)) for name, compute in _FORMULATIONS.items())
-# those first that take a kernel per position
-DYNAMIC_PEERS = tuple(
-    Peer(name, partial(_dynamic, _FORMULATIONS[name]))
-    for name in sorted(_FORMULATIONS, key=lambda n: "depthwise" in n or "folded" in n)
-)
+LIGHTWEIGHT_PEERS = tuple(Peer(name, partial(_lightweight, compute)) for name, compute in (_FIXED | _BY_POSITION).items())
+DYNAMIC_PEERS = tuple(Peer(name, partial(_dynamic, compute)) for name, compute in (_BY_POSITION | _FIXED).items())

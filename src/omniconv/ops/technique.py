@@ -12,6 +12,10 @@ from omniconv.geometry import Pairs, landings, receptive_field, transposed_recep
 from omniconv.problem import Problem
 
 Operands = dict[str, Tensor]
+Arguments = Mapping[str, Any]  # of a call, by name; those left out left out
+
+# what every technique's Problem has
+_COMMON = frozenset({"channels", "size", "batch", "dtype", "channels_last"})
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,8 @@ class Stage:
 
     ``weights`` and ``biases`` are the free numbers it owns (None: a weight for every tap and channel pair that meet).
     ``flops`` are extras beyond the MACs per sample, ``batch_flops`` those made once for a whole batch.
-    ``side`` marks a stage beside the path from input to output, such as the one that makes the offsets.
+    ``side`` marks a stage beside the path from input to output, such as the one that makes the offsets. ``bypass`` counts the
+    channels of its input that it hands on as they are, behind those that it makes.
     """
 
     name: str
@@ -51,6 +56,7 @@ class Stage:
     flops: int = 0
     batch_flops: int = 0
     side: bool = False
+    bypass: int = 0
 
     @property
     def params(self) -> int:
@@ -58,6 +64,16 @@ class Stage:
         if self.weights is not None:
             return self.weights
         return self.in_channels * self.out_channels * prod(self.kernel) // self.groups
+
+    @property
+    def bypassed(self) -> int:
+        """Numbers of one sample that are handed on as they are."""
+        return self.bypass * prod(self.out)
+
+    @property
+    def results(self) -> int:
+        """Numbers of one sample that it makes or hands on."""
+        return self.out_channels * prod(self.out) + self.bypassed
 
     @property
     def macs_dense(self) -> int:
@@ -74,6 +90,15 @@ class Stage:
         axes = zip(many, self.kernel, self.stride, self.pads, self.dilation, few, strict=True)
         landed = prod(landings(m, k, s, before, d, f) for m, k, s, (before, _), d, f in axes)
         return landed * (self.in_channels * self.out_channels // self.groups)
+
+
+@dataclass(frozen=True)
+class StageArguments:
+    """The names of the arguments of an op that one of its stages takes; None where the stage has no such argument."""
+
+    weight: str = "weight"
+    bias: str | None = "bias"
+    activation: str | None = "activation"
 
 
 @dataclass(frozen=True)
@@ -109,7 +134,7 @@ class NativeEngine(Protocol):
 
 @dataclass(frozen=True)
 class Technique:
-    """One of the eleven; see the fields' comments. ``TECHNIQUES`` in the package is the only list of them."""
+    """One kind of convolution; see the fields' comments. ``TECHNIQUES`` in the package is the only list of them."""
 
     name: str
     title: str
@@ -137,6 +162,15 @@ class Technique:
     stages: Callable[..., tuple[Stage, ...]]
     bound: Callable[..., Tensor]
     variant: Callable[[Problem], Problem]
+    # cost of a call of the op of a rank: the Problem that its arguments make, and the options of ``stages`` that they ask for
+    problem: Callable[[int, Arguments], Problem]
+    cost_options: Callable[[Arguments], dict[str, Any]] = lambda arguments: {}
+    # for each stage on the path from input to output, in order
+    stage_arguments: tuple[StageArguments, ...] = (StageArguments(),)
+    # whether a tap's place depends on numbers, so that macs_valid of a call is an estimate: that of taps on the grid
+    moves_taps: bool = False
+    # whether this is the name of a plain convolution; of every convolution it is that of one technique
+    names_convolution: Callable[[Stage], bool] = lambda stage: False
     peers: tuple[Peer, ...] = ()
     engine: NativeEngine | None = None
     # keyword arguments under which the op is linear, so that whole numbers give whole numbers
@@ -158,14 +192,7 @@ class Technique:
                 f"{self.name}: the rank must be one of {', '.join(map(str, self.ops))}, got {problem.rank} in '{problem}'"
             )
         for name, value in problem.settings().items():
-            if name not in self.takes and name not in (
-                "technique",
-                "channels",
-                "size",
-                "batch",
-                "dtype",
-                "channels_last",
-            ):
+            if name != "technique" and name not in self.takes | _COMMON:
                 raise ValueError(f"{self.name}: the problem must not set {name}, got {value} in '{problem}'")
         parts = lcm(problem.groups, problem.heads or 1, problem.offset_groups)
         for divisor in (problem.groups, problem.heads or 1, problem.offset_groups):
@@ -180,6 +207,18 @@ class Technique:
         """What this technique makes of a standard layer: same channels, kernel and output where it can."""
         return self.check(self.variant(base.replace(technique=self.name)))
 
+    def problem_of(self, convolution: Stage, **settings: Any) -> Problem:
+        """Returns the Problem of a plain convolution under this technique's name; settings that it does not take are left out."""
+        channels, out_channels = convolution.in_channels, convolution.out_channels
+        multiplier = out_channels // channels
+        known = {
+            "channels": channels, "out_channels": None if out_channels == channels else out_channels, "size": convolution.size,
+            "kernel": convolution.kernel, "stride": convolution.stride, "padding": convolution.pads,
+            "dilation": convolution.dilation, "groups": convolution.groups, "multiplier": None if multiplier == 1 else multiplier,
+            "padding_mode": convolution.padding_mode,
+        } | settings  # fmt: skip
+        return Problem(self.name, **{name: value for name, value in known.items() if name in self.takes | _COMMON})
+
     def call(self, problem: Problem, operands: Mapping[str, Tensor], **changes: Any) -> Tensor:
         """The op on these operands with the problem's arguments."""
         return self.ops[problem.rank](**operands, **(self.arguments(problem) | changes))
@@ -187,7 +226,7 @@ class Technique:
     def output_shape(self, problem: Problem) -> tuple[int, ...]:
         """(N, O, Out…)."""
         last = self.stages(problem)[-1]
-        return (problem.batch, last.out_channels, *last.out)
+        return (problem.batch, last.out_channels + last.bypass, *last.out)
 
     def cost(self, problem: Problem, bias: bool = True, **options: Any) -> Cost:
         """Parameters, MACs, flops, bytes and receptive field of the layer; ``options`` go to the technique's stages.

@@ -19,6 +19,8 @@ from omniconv.geometry import Grid
 from omniconv.ops.activation import activate, check_activation
 from omniconv.ops.operator import accumulated_in, check_bias, fail, intercepted, interceptors, is_intercepted, prepare_operands
 from omniconv.ops.sequence import shift_and_add
+from omniconv.ops.technique import Arguments
+from omniconv.problem import DTYPE_NAMES, Problem
 
 
 def causal_conv1d_fn(
@@ -426,6 +428,15 @@ def _check_rows(op: str, indices: Tensor, conv_state: Tensor) -> None:
 def _readable(indices: Tensor) -> bool:
     """Whether to look at the numbers costs no synchronisation and pins no traced value; elsewhere torch's own checks remain."""
     return indices.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def problem(rank: int, arguments: Arguments) -> Problem:
+    """Returns the depthwise Problem of a call; what a state adds counts as input."""
+    x, width, updates = arguments["x"], arguments["weight"].shape[-1], "conv_state" in arguments
+    batch, channels, steps = x.shape if x.dim() == 3 else (*x.shape, 1) if updates else (1, *x.shape)
+    made = Problem("depthwise", channels, (steps,), batch, kernel=(width,), padding="causal", dtype=DTYPE_NAMES.get(x.dtype, "f32"))
+    continues = updates or arguments.get("initial_states") is not None
+    return made.replace(size=(steps + width - 1,), padding=((0, 0),)) if continues else made
 
 
 if _native.AVAILABLE:  # torch leaves register_fake untyped as a decorator

@@ -20,6 +20,7 @@ from omniconv.ops.error_bound import activation_error, linear_error
 from omniconv.ops.grid import (
     TAKES,
     GridLayer,
+    call_problem,
     check_channels,
     convolve,
     grid_operands,
@@ -31,7 +32,7 @@ from omniconv.ops.grid import (
 from omniconv.ops.layer import SHORT, Causal, causal_past
 from omniconv.ops.operator import check_bias, check_weight, per_rank, prepare_operands
 from omniconv.ops.reference import grid_convolution
-from omniconv.ops.technique import Operand, Stage, Technique
+from omniconv.ops.technique import Arguments, Operand, Stage, Technique
 from omniconv.problem import Problem
 
 
@@ -211,6 +212,15 @@ def stages(problem: Problem) -> tuple[Stage, ...]:
     return (grid_stage(problem, channels, channels * (problem.multiplier or 1), channels),)
 
 
+def problem(rank: int, arguments: Arguments) -> Problem:
+    """Returns the Problem of a call."""
+    channels, weight = arguments["input"].shape[-rank - 1], arguments["weight"]
+    multiplier = weight.shape[0] // max(channels, 1)
+    return call_problem(
+        "depthwise", rank, arguments, channels, kernel=tuple(weight.shape[2:]), multiplier=None if multiplier == 1 else multiplier
+    )  # fmt: skip
+
+
 def layer(problem: Problem) -> nn.Module:
     """The layer of a Problem."""
     module: type[DepthwiseConv] = TECHNIQUE.modules[problem.rank]  # type: ignore[assignment]
@@ -252,6 +262,8 @@ TECHNIQUE = Technique(
     stages=stages,
     bound=bound,
     variant=variant,
+    problem=problem,
+    names_convolution=lambda stage: not stage.transposed and 1 < stage.groups == stage.in_channels,
     peers=(torch_convolution,),
     engine=ENGINE,
 )

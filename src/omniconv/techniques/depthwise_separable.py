@@ -21,12 +21,12 @@ from omniconv.engines.engine import unfused_reason
 from omniconv.geometry import Grid, Padding, grid
 from omniconv.ops.activation import activate, check_activation, followed_apart
 from omniconv.ops.error_bound import activation_error, linear_error
-from omniconv.ops.grid import TAKES, check_channels, grid_stage, normalized, window_arguments
+from omniconv.ops.grid import TAKES, call_problem, check_channels, grid_stage, normalized, window_arguments
 from omniconv.ops.grid import convolve as convolve_on_grid
 from omniconv.ops.layer import Causal, Layer
 from omniconv.ops.operator import check_bias, check_weight, fail, finalize_output, per_rank, prepare_operands
 from omniconv.ops.reference import grid_convolution, with_bias
-from omniconv.ops.technique import Operand, Peer, Stage, Technique
+from omniconv.ops.technique import Arguments, Operand, Peer, Stage, StageArguments, Technique
 from omniconv.problem import Problem
 from omniconv.techniques.depthwise import DepthwiseConv, DepthwiseConv1d, DepthwiseConv2d, DepthwiseConv3d
 from omniconv.techniques.pointwise import PointwiseConv, PointwiseConv1d, PointwiseConv2d, PointwiseConv3d
@@ -322,6 +322,16 @@ def stages(problem: Problem) -> tuple[Stage, ...]:
     return depthwise, pointwise
 
 
+def problem(rank: int, arguments: Arguments) -> Problem:
+    """Returns the Problem of a call."""
+    channels, filters = arguments["input"].shape[-rank - 1], arguments["depthwise_weight"]
+    multiplier = filters.shape[0] // max(channels, 1)
+    return call_problem(
+        "depthwise_separable", rank, arguments, arguments["pointwise_weight"].shape[0], kernel=tuple(filters.shape[2:]),
+        multiplier=None if multiplier == 1 else multiplier,
+    )  # fmt: skip
+
+
 def layer(problem: Problem) -> nn.Module:
     """The layer of a Problem."""
     module: type[DepthwiseSeparableConv] = TECHNIQUE.modules[problem.rank]  # type: ignore[assignment]
@@ -380,6 +390,11 @@ TECHNIQUE = Technique(
     stages=stages,
     bound=bound,
     variant=variant,
+    problem=problem,
+    stage_arguments=(
+        StageArguments("depthwise_weight", "depthwise_bias", "depthwise_activation"),
+        StageArguments("pointwise_weight", "pointwise_bias"),
+    ),
     peers=(Peer("torch", _plain_torch),),
     engine=ENGINE,
 )

@@ -11,6 +11,7 @@ Paper   Yu & Koltun 2016, arXiv:1511.07122; Holschneider et al. 1990 (algorithme
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -18,10 +19,10 @@ from torch import nn
 from omniconv.engines.depthwise import ENGINE
 from omniconv.geometry import Padding
 from omniconv.ops.grid import convolve, torch_convolution
-from omniconv.ops.technique import Technique
+from omniconv.ops.technique import Stage, Technique
 from omniconv.problem import Problem
 from omniconv.techniques.standard import TECHNIQUE as STANDARD
-from omniconv.techniques.standard import ConvLayer, arguments, bound, conv1d, conv2d, conv3d, operands, reference, stages
+from omniconv.techniques.standard import ConvLayer, arguments, bound, conv1d, conv2d, conv3d, operands, problem, reference, stages
 
 dilated_conv1d, dilated_conv2d, dilated_conv3d = conv1d, conv2d, conv3d
 
@@ -82,6 +83,12 @@ class DilatedConv3d(DilatedConv, nn.Conv3d):
     rank, op = 3, dilated_conv3d
 
 
+def names_convolution(stage: Stage) -> bool:
+    """Whether it is not transposed, has one group, and taps apart along some axis."""
+    apart = any(d > 1 and k > 1 for d, k in zip(stage.dilation, stage.kernel, strict=True))
+    return not stage.transposed and stage.groups == 1 and apart
+
+
 def layer(problem: Problem) -> nn.Module:
     """The layer of a Problem."""
     module: type[DilatedConv] = TECHNIQUE.modules[problem.rank]  # type: ignore[assignment]
@@ -118,6 +125,8 @@ TECHNIQUE = Technique(
     stages=stages,
     bound=bound,
     variant=variant,
+    problem=partial(problem, name="dilated"),
+    names_convolution=names_convolution,
     peers=(torch_convolution,),
     engine=ENGINE,
 )

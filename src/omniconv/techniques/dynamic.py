@@ -30,6 +30,7 @@ from omniconv.ops.sequence import (
     SequenceLayer,
     arguments,
     axes_of,
+    call_problem,
     check_axes,
     check_heads,
     definition,
@@ -46,7 +47,7 @@ from omniconv.ops.sequence import (
     variant,
 )
 from omniconv.ops.sequence_peers import DYNAMIC_PEERS
-from omniconv.ops.technique import Operand, Stage, Technique
+from omniconv.ops.technique import Arguments, Operand, Stage, StageArguments, Technique
 from omniconv.problem import Problem
 from omniconv.techniques.pointwise import pointwise_conv1d
 
@@ -360,7 +361,7 @@ def _context(problem: Problem) -> str:
     return "position" if windows.output_size(problem.size, problem.kernel) == problem.size else "mean"
 
 
-def stages(problem: Problem, context: str | None = None) -> tuple[Stage, ...]:
+def stages(problem: Problem, context: str | None = None, softmax: bool = True) -> tuple[Stage, ...]:
     """The projection, beside the path, then the application; ``context`` as the layer's.
 
     The softmax costs 4 a logit, the mean an addition per input.
@@ -374,8 +375,19 @@ def stages(problem: Problem, context: str | None = None) -> tuple[Stage, ...]:
         problem, channels, logits, 1, "projection", size=places, kernel=(1,), stride=(1,), padding=0, dilation=(1,),
         side=True, flops=0 if context == "position" else channels * problem.size[0],
     )  # fmt: skip
-    flops = 4 * logits * places[0]
+    flops = 4 * logits * places[0] * softmax
     return projection, grid_stage(problem, channels, channels, channels, "application", weights=0, flops=flops)
+
+
+def problem(rank: int, arguments: Arguments) -> Problem:
+    """Returns the Problem of a call."""
+    return call_problem("dynamic", arguments, *arguments["kernels"].shape[-3:-1])
+
+
+def cost_options(arguments: Arguments) -> dict[str, Any]:
+    """Returns how often the kernels of a call were made, and whether it normalises them."""
+    context = "mean" if arguments["kernels"].shape[-1] == 1 else "position"
+    return {"context": context, "softmax": bool(arguments.get("softmax", True))}
 
 
 def layer(problem: Problem) -> nn.Module:
@@ -411,6 +423,9 @@ TECHNIQUE = Technique(
     stages=stages,
     bound=bound,
     variant=variant,
+    problem=problem,
+    cost_options=cost_options,
+    stage_arguments=(StageArguments("kernels"),),
     peers=DYNAMIC_PEERS,
     linear={"softmax": False},
     engine=ENGINE,

@@ -10,6 +10,7 @@ Paper   Krizhevsky et al. 2012 (AlexNet); Xie et al. 2017, arXiv:1611.05431 (Res
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from omniconv.ops.grid import convolve, torch_convolution
 from omniconv.ops.technique import Technique
 from omniconv.problem import Problem
 from omniconv.techniques.standard import TECHNIQUE as STANDARD
-from omniconv.techniques.standard import ConvLayer, arguments, bound, conv1d, conv2d, conv3d, operands, reference, stages
+from omniconv.techniques.standard import ConvLayer, arguments, bound, conv1d, conv2d, conv3d, operands, problem, reference, stages
 
 grouped_conv1d, grouped_conv2d, grouped_conv3d = conv1d, conv2d, conv3d
 
@@ -133,6 +134,8 @@ TECHNIQUE = Technique(
     stages=stages,
     bound=bound,
     variant=variant,
+    problem=partial(problem, name="grouped"),
+    names_convolution=lambda stage: not stage.transposed and 1 < stage.groups != stage.in_channels,
     peers=(torch_convolution,),
     engine=ENGINE,
 )

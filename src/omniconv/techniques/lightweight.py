@@ -29,6 +29,7 @@ from omniconv.ops.sequence import (
     SequenceLayer,
     arguments,
     axes_of,
+    call_problem,
     check_axes,
     check_heads,
     definition,
@@ -44,7 +45,7 @@ from omniconv.ops.sequence import (
     variant,
 )
 from omniconv.ops.sequence_peers import LIGHTWEIGHT_PEERS
-from omniconv.ops.technique import Operand, Stage, Technique
+from omniconv.ops.technique import Arguments, Operand, Stage, Technique
 from omniconv.problem import Problem
 
 
@@ -269,10 +270,15 @@ def operands(problem: Problem) -> dict[str, Operand]:
     }
 
 
-def stages(problem: Problem) -> tuple[Stage, ...]:
+def stages(problem: Problem, softmax: bool = True) -> tuple[Stage, ...]:
     """One, depthwise, with a kernel per head; the softmax costs 4 a logit, once for the batch."""
     channels, logits = problem.channels, heads_of(problem) * math.prod(problem.kernel)
-    return (grid_stage(problem, channels, channels, channels, weights=logits, batch_flops=4 * logits),)
+    return (grid_stage(problem, channels, channels, channels, weights=logits, batch_flops=4 * logits * softmax),)
+
+
+def problem(rank: int, arguments: Arguments) -> Problem:
+    """Returns the Problem of a call."""
+    return call_problem("lightweight", arguments, *arguments["weight"].shape)
 
 
 def layer(problem: Problem) -> nn.Module:
@@ -306,6 +312,8 @@ TECHNIQUE = Technique(
     stages=stages,
     bound=bound,
     variant=variant,
+    problem=problem,
+    cost_options=lambda arguments: {"softmax": bool(arguments.get("softmax", True))},
     peers=LIGHTWEIGHT_PEERS,
     engine=ENGINE,
     linear={"softmax": False},

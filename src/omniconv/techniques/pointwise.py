@@ -19,11 +19,11 @@ from omniconv.engines.engine import CallPlan, cache_plan, lookup_plan, plan_key,
 from omniconv.geometry import grid, per_axis
 from omniconv.ops.activation import activate, check_activation
 from omniconv.ops.error_bound import activation_error, linear_error
-from omniconv.ops.grid import GridLayer, convolve, grid_operands, grid_stage, torch_convolution
+from omniconv.ops.grid import GridLayer, call_problem, convolve, grid_operands, grid_stage, torch_convolution
 from omniconv.ops.layer import Causal, one_position
 from omniconv.ops.operator import check_bias, check_weight, fail, finalize_output, interceptors, per_rank, prepare_operands
 from omniconv.ops.reference import with_bias
-from omniconv.ops.technique import Operand, Stage, Technique
+from omniconv.ops.technique import Arguments, Operand, Stage, Technique
 from omniconv.problem import Problem
 
 
@@ -205,6 +205,17 @@ def stages(problem: Problem) -> tuple[Stage, ...]:
     return (grid_stage(problem, problem.channels, problem.out_channels or problem.channels, 1),)
 
 
+def problem(rank: int, arguments: Arguments) -> Problem:
+    """Returns the Problem of a call."""
+    return call_problem("pointwise", rank, arguments, arguments["weight"].shape[0])
+
+
+def names_convolution(stage: Stage) -> bool:
+    """Whether it is not transposed, and has one tap and one group and no padding."""
+    plain = not stage.transposed and stage.groups == 1
+    return plain and all(k == 1 for k in stage.kernel) and not any(p > 0 for pair in stage.pads for p in pair)
+
+
 def layer(problem: Problem) -> nn.Module:
     """The layer of a Problem."""
     module: type[PointwiseConv] = TECHNIQUE.modules[problem.rank]  # type: ignore[assignment]
@@ -244,6 +255,8 @@ TECHNIQUE = Technique(
     stages=stages,
     bound=bound,
     variant=variant,
+    problem=problem,
+    names_convolution=names_convolution,
     peers=(torch_convolution,),
     engine=ENGINE,
 )

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from omniconv.geometry import Grid, Padding, grid
 from omniconv.ops.activation import activate, check_activation
 from omniconv.ops.error_bound import activation_error, linear_error
-from omniconv.ops.grid import TAKES, check_channels, grid_stage, normalized, window_arguments
+from omniconv.ops.grid import TAKES, call_problem, check_channels, grid_stage, normalized, window_arguments
 from omniconv.ops.grid import convolve as convolve_on_grid
 from omniconv.ops.layer import Layer
 from omniconv.ops.operator import (
@@ -35,7 +35,7 @@ from omniconv.ops.operator import (
     prepare_operands,
 )
 from omniconv.ops.reference import grid_convolution
-from omniconv.ops.technique import Operand, Peer, Stage, Technique
+from omniconv.ops.technique import Arguments, Operand, Peer, Stage, StageArguments, Technique
 from omniconv.problem import Problem
 
 
@@ -303,6 +303,15 @@ def stages(problem: Problem) -> tuple[Stage, ...]:
     return column, row
 
 
+def problem(rank: int, arguments: Arguments) -> Problem:
+    """Returns the Problem of a call."""
+    column, row = arguments["weight_column"], arguments["weight_row"]
+    return call_problem(
+        "separable", rank, arguments, row.shape[0], kernel=(column.shape[2], row.shape[3]), groups=arguments.get("groups", 1),
+        multiplier=None if column.shape[0] == row.shape[0] else column.shape[0],
+    )  # fmt: skip
+
+
 def layer(problem: Problem) -> nn.Module:
     """The layer of a Problem."""
     channels, mid, out_channels = _channels(problem)
@@ -357,5 +366,7 @@ TECHNIQUE = Technique(
     stages=stages,
     bound=bound,
     variant=variant,
+    problem=problem,
+    stage_arguments=(StageArguments("weight_column", None, None), StageArguments("weight_row")),
     peers=(Peer("torch", _plain_torch),),
 )

@@ -24,6 +24,7 @@ from omniconv.ops.error_bound import activation_error, linear_error
 from omniconv.ops.grid import (
     TAKES,
     GridLayer,
+    call_problem,
     convolve,
     grid_operands,
     grid_stage,
@@ -33,7 +34,7 @@ from omniconv.ops.grid import (
 )
 from omniconv.ops.operator import check_bias, check_weight, fail, finalize_output, interceptors, per_rank, prepare_operands
 from omniconv.ops.reference import grid_convolution
-from omniconv.ops.technique import Operand, Stage, Technique
+from omniconv.ops.technique import Arguments, Operand, Stage, Technique
 from omniconv.problem import Problem
 
 
@@ -224,6 +225,21 @@ def stages(problem: Problem) -> tuple[Stage, ...]:
     return (grid_stage(problem, problem.channels, problem.out_channels or problem.channels, problem.groups),)
 
 
+def problem(rank: int, arguments: Arguments, name: str = "standard") -> Problem:
+    """Returns the Problem of a call."""
+    weight = arguments["weight"]
+    return call_problem(
+        name, rank, arguments, weight.shape[0], kernel=tuple(weight.shape[2:]), groups=arguments.get("groups", 1)
+    )  # fmt: skip
+
+
+def names_convolution(stage: Stage) -> bool:
+    """Whether it is not transposed, dense, and has a window and one group, be the window of padding alone."""
+    dense = all(d == 1 or k == 1 for d, k in zip(stage.dilation, stage.kernel, strict=True))
+    has_window = any(k > 1 for k in stage.kernel) or any(p > 0 for pair in stage.pads for p in pair)
+    return not stage.transposed and stage.groups == 1 and dense and has_window
+
+
 def layer(problem: Problem) -> nn.Module:
     """The layer of a Problem."""
     out_channels = problem.out_channels or problem.channels
@@ -257,6 +273,8 @@ TECHNIQUE = Technique(
     stages=stages,
     bound=bound,
     variant=lambda base: base,
+    problem=problem,
+    names_convolution=names_convolution,
     peers=(torch_convolution,),
     engine=ENGINE,
 )

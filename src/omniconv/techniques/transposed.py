@@ -21,11 +21,11 @@ from omniconv.engines.aten import TRANSPOSED, run_aten, run_aten_checked
 from omniconv.geometry import Padding, Spread, normal_padding, per_axis, spread
 from omniconv.ops.activation import activate, check_activation
 from omniconv.ops.error_bound import activation_error, linear_error
-from omniconv.ops.grid import check_channels
+from omniconv.ops.grid import call_problem, check_channels
 from omniconv.ops.layer import Layer
 from omniconv.ops.operator import check_bias, check_weight, fail, finalize_output, interceptors, per_rank, prepare_operands
 from omniconv.ops.reference import spread_convolution
-from omniconv.ops.technique import Operand, Peer, Stage, Technique
+from omniconv.ops.technique import Arguments, Operand, Peer, Stage, Technique
 from omniconv.problem import Problem
 
 _CONVOLUTIONS = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -300,6 +300,19 @@ def stages(problem: Problem) -> tuple[Stage, ...]:
     )
 
 
+def problem(rank: int, arguments: Arguments) -> Problem:
+    """Returns the Problem of a call; a size that it asks for becomes the output padding that makes it."""
+    weight, groups = arguments["weight"], arguments.get("groups", 1)
+    made = call_problem("transposed", rank, arguments, weight.shape[1] * groups, kernel=tuple(weight.shape[2:]), groups=groups)
+    windows = spread(
+        made.technique, made.size, made.kernel, made.stride, made.padding, arguments.get("output_padding", 0), made.dilation,
+        arguments.get("output_size"),
+    )  # fmt: skip
+    if isinstance(made.padding, str) and made.padding != "valid":
+        return made
+    return made.replace(output_padding=windows.output_padding)
+
+
 def layer(problem: Problem) -> nn.Module:
     """The layer of a Problem."""
     module: type[ConvTranspose] = TECHNIQUE.modules[problem.rank]  # type: ignore[assignment]
@@ -360,5 +373,7 @@ TECHNIQUE = Technique(
     stages=stages,
     bound=bound,
     variant=variant,
+    problem=problem,
+    names_convolution=lambda stage: stage.transposed,
     peers=(Peer("torch", _plain_torch),),
 )

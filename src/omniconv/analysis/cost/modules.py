@@ -64,9 +64,9 @@ class Modules:
         return self.running[-1] if self.running else ""
 
     def kind_of(self, name: str, op: str) -> str:
-        """What a row is called: the class of a leaf, or of a layer of the house whose op it is; else the op."""
+        """What a row is called: the class of a leaf, or of an omniconv layer whose op it is; else the op."""
         module = self.modules.get(name)
         if module is None:
             return base_name(op)
-        is_house = hasattr(module, "technique") and op.startswith("omniconv::")
-        return self.types[name] if is_house or not any(True for _ in module.children()) else base_name(op)
+        is_omniconv = hasattr(module, "technique") and op.startswith("omniconv::")
+        return self.types[name] if is_omniconv or not any(True for _ in module.children()) else base_name(op)

@@ -4,14 +4,15 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from omniconv.analysis.cost.calls import Call, formula, per_axis
-from omniconv.analysis.cost.work import Work, convolution_stage, problem_of, technique_of
+from omniconv.analysis.cost.work import Work, convolution_stage, mixing_stage, problem_of
+from omniconv.functional import deform_conv2d
 from omniconv.geometry import Pairs
 from omniconv.ops.technique import Stage
-from omniconv.problem import Problem
+from omniconv.problem import DTYPE_NAMES, Problem
+from omniconv.techniques import find_convolution, find_op
 
 
 def _same_sides(padding: Sequence[int]) -> Pairs:
@@ -49,7 +50,7 @@ def _convolution(call: Call) -> Work:
         n * stage.macs_dense,
         n * stage.macs_valid,
         0 if bias is None else n * stage.out_channels * prod(stage.out),
-        technique_of(stage),
+        find_convolution(stage).name,
         problem_of(stage, n, x, per_axis(settings[4], len(stage.size))),
         flops_status="exact",
     )
@@ -65,14 +66,14 @@ def _convolution_backward(call: Call) -> Work:
         products * stage.macs_dense,
         products * stage.macs_valid,
         grad_y.numel() if asked[2] else 0,
-        technique_of(stage),
+        find_convolution(stage).name,
         flops_status="exact",
     )
 
 
 def product_work(macs: int, extra: int, problem: Problem | None = None) -> Work:
     """A matrix product, which reads every number it is given."""
-    return Work(macs, macs, extra, None if problem is None else "pointwise", problem, flops_status="exact")
+    return Work(macs, macs, extra, None if problem is None else problem.technique, problem, flops_status="exact")
 
 
 @formula("aten::mm", "aten::bmm", "aten::mv", "aten::dot", "aten::vdot")
@@ -89,10 +90,10 @@ def _added_product(call: Call) -> Work:
 
 def _mixing(call: Call, a: Tensor, b: Tensor) -> Problem | None:
     """(M, C) · (C, O) with a parameter on the right mixes the channels of M positions: a pointwise convolution."""
-    words = {torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16", torch.float16: "f16"}
-    if not call.shared or a.dim() != 2 or b.dim() != 2 or a.dtype not in words or 0 in (*a.shape, *b.shape):
+    if not call.shared or a.dim() != 2 or b.dim() != 2 or a.dtype not in DTYPE_NAMES or 0 in (*a.shape, *b.shape):
         return None
-    return Problem("pointwise", a.shape[1], (a.shape[0],), out_channels=b.shape[1], dtype=words[a.dtype])
+    stage = mixing_stage(a.shape[0], a.shape[1], b.shape[1])
+    return find_convolution(stage).problem_of(stage, out_channels=b.shape[1], dtype=DTYPE_NAMES[a.dtype])
 
 
 @formula("aten::linear")
@@ -161,6 +162,9 @@ def _attention_backward(call: Call) -> Work:
     return Work(macs, macs, 2 * forward.extra)
 
 
+_DEFORMABLE, _ = find_op(deform_conv2d)  # torchvision's op and ours are the same
+
+
 @formula("torchvision::deform_conv2d")
 def _deformable(call: Call) -> Work:
     """The main convolution, at the places of the grid; 8 flops a tap and channel to interpolate, 1 to mask. Columns are written."""
@@ -172,11 +176,11 @@ def _deformable(call: Call) -> Work:
     if problem is not None:
         groups = offset.shape[1] // (2 * prod(weight.shape[2:]))
         problem = Problem(
-            "deformable", stage.in_channels, stage.size, problem.batch, weight.shape[0], stage.kernel, stage.stride, stage.pads,
+            _DEFORMABLE.name, stage.in_channels, stage.size, problem.batch, weight.shape[0], stage.kernel, stage.stride, stage.pads,
             stage.dilation, stage.groups, offset_groups=groups, dtype=problem.dtype, channels_last=problem.channels_last,
         )  # fmt: skip
     return Work(
-        x.shape[0] * stage.macs_dense, x.shape[0] * stage.macs_valid, extra, "deformable", problem,
+        x.shape[0] * stage.macs_dense, x.shape[0] * stage.macs_valid, extra, _DEFORMABLE.name, problem,
         scratch=2 * samples * x.element_size(), valid="estimate",
     )  # fmt: skip
 
@@ -196,6 +200,6 @@ def _deformable_backward(call: Call) -> Work:
     samples = x.shape[0] * x.shape[1] * prod(weight.shape[2:]) * prod(stage.out)
     n = 2 * x.shape[0]
     return Work(
-        n * stage.macs_dense, n * stage.macs_valid, 3 * (9 if masked else 8) * samples + grad_y.numel(), "deformable",
+        n * stage.macs_dense, n * stage.macs_valid, 3 * (9 if masked else 8) * samples + grad_y.numel(), _DEFORMABLE.name,
         scratch=4 * samples * x.element_size(), valid="estimate",
     )  # fmt: skip

@@ -12,9 +12,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 from omniconv.analysis.cost import products as products
 from omniconv.analysis.cost.calls import Call, base_name, tensors_in
 from omniconv.analysis.cost.estimates import work_of
-from omniconv.analysis.cost.house import house_work
 from omniconv.analysis.cost.memory import Memory
 from omniconv.analysis.cost.modules import Modules
+from omniconv.analysis.cost.omniconv_ops import op_cost
 from omniconv.analysis.cost.result import METRICS, Counts, Coverage, Row, Shapes, total_status
 from omniconv.analysis.cost.work import Work, bytes_of
 from omniconv.geometry import Pairs
@@ -82,16 +82,16 @@ class Line:
 
 @dataclass
 class Origin:
-    """Where a node of the graph comes from: the module, the line, and if it is inside an op of the house, that call."""
+    """Where a node of the graph comes from: the module, the line, and if it is inside an omniconv op, that call."""
 
     name: str
     line: Line | None
-    call: "HouseCall | None" = None
+    call: "OpCall | None" = None
 
 
 @dataclass
-class HouseCall:
-    """A call of an op of the house: what runs inside it moves bytes, and is not counted otherwise."""
+class OpCall:
+    """A call of an omniconv op: what runs inside it moves bytes, and is not counted otherwise."""
 
     line: Line
     work: Work
@@ -112,7 +112,7 @@ class Recorder(TorchDispatchMode):
         self.ops = 0
         self.backwards = False  # which pass is running
         self._origins: dict[int, Origin] = {}  # by the number of a node of the graph
-        self._inside: HouseCall | None = None
+        self._inside: OpCall | None = None
         self._pads = WeakIdKeyDictionary()  # storage -> the layout of the tensor that fills it, and the zeros around that, by axis
         self._of = WeakIdKeyDictionary()  # storage -> sizes of the parameters in it, not yet credited, by their place
         self._uncredited: dict[Any, int] = {}
@@ -149,13 +149,13 @@ class Recorder(TorchDispatchMode):
         return out
 
     def intercept(self, op: Any, given: Mapping[str, Any]) -> Any:
-        """A call of an op of the house, which is one line; what it does inside is not."""
+        """A call of an omniconv op, which is one line; what it does inside is not."""
         if torch._C._are_functorch_transforms_active():  # its operands hide axes, which what is inside shows
             with intercept_ops(None):
                 return op(**given)
         before = self._inside
         operands = tensors_in(given)
-        call = HouseCall(Line("", "", "", None, None, (), ()), Work(), 0)
+        call = OpCall(Line("", "", "", None, None, (), ()), Work(), 0)
         self._inside = call
         try:
             with intercept_ops(None):
@@ -163,7 +163,7 @@ class Recorder(TorchDispatchMode):
         finally:
             self._inside = before
         results = tensors_in(out)
-        work = house_work(op, given)
+        work = op_cost(op, given)
         moved = sum(map(bytes_of, operands)) + sum(map(bytes_of, results))
         self.ops += 1
         call.line = self._line_of(self.modules.name, f"omniconv::{op.__name__}", work.forward, operands, results)
@@ -249,7 +249,7 @@ class Recorder(TorchDispatchMode):
         return nowhere if node is None else self._origins.get(node._sequence_nr(), nowhere)
 
     @staticmethod
-    def _gradients(call: HouseCall, moved: int) -> Counts:
+    def _gradients(call: OpCall, moved: int) -> Counts:
         """The backward work of a call, the first time that a part of it runs; afterwards what it moves."""
         if call.reached:
             return Counts(bytes_impl=moved)

@@ -42,7 +42,7 @@ class Counts:
 class Row:
     """The calls of one op, on the same shapes, in one module.
 
-    ``name`` is the module's path ("" is the root), ``type`` its class where it is a leaf or a layer of the house, else the op's
+    ``name`` is the module's path ("" is the root), ``type`` its class where it is a leaf or an omniconv layer, else the op's
     short name. Shapes are those of the first call; numbers are over all calls. ``params`` are credited to the first op that reads
     them, so that they add up. ``status`` has a word for each number: "exact", "estimate", "lower_bound" or "unknown".
 

@@ -9,10 +9,8 @@ from torch import Tensor
 
 from omniconv.geometry import Pairs
 from omniconv.ops.technique import Stage
-from omniconv.problem import DTYPES, Problem
-from omniconv.techniques import find
-
-WORDS = {dtype: word for word, dtype in DTYPES.items()}
+from omniconv.problem import DTYPE_NAMES, Problem
+from omniconv.techniques import find, find_convolution
 
 
 @dataclass(frozen=True)
@@ -51,50 +49,19 @@ def bytes_of(x: Tensor) -> int:
     return prod(n if s else 1 for n, s in zip(x.shape, x.stride(), strict=True)) * x.element_size()
 
 
-def technique_of(stage: Stage) -> str:
-    """The name that a single convolution goes by.
-
-    >>> technique_of(Stage("", 8, 8, (5,), (3,), (3,), (1,), ((0, 0),), (1,), groups=8))
-    'depthwise'
-    """
-    if stage.transposed:
-        return "transposed"
-    if stage.groups > 1:
-        return "depthwise" if stage.groups == stage.in_channels else "grouped"
-    if all(k == 1 for k in stage.kernel):
-        return "standard" if any(before or after for before, after in stage.pads) else "pointwise"
-    dilated = any(d > 1 and k > 1 for k, d in zip(stage.kernel, stage.dilation, strict=True))
-    return "dilated" if dilated else "standard"
-
-
 def problem_of(stage: Stage, batch: int, x: Tensor, output_padding: Sequence[int] = ()) -> Problem | None:
-    """The Problem of a single convolution; None where its dtype or rank has none."""
-    if x.dtype not in WORDS or not 1 <= len(stage.size) <= 3 or stage.in_channels < 1:
+    """Returns the Problem of a plain convolution; None where its dtype or rank has none."""
+    if x.dtype not in DTYPE_NAMES or not 1 <= len(stage.size) <= 3 or stage.in_channels < 1:
         return None
-    name = technique_of(stage)
-    multiplier = stage.out_channels // stage.in_channels
-    asked = Problem(
-        technique=name,
-        channels=stage.in_channels,
-        size=stage.size,
-        batch=batch,
-        out_channels=None if name == "depthwise" or stage.out_channels == stage.in_channels else stage.out_channels,
-        kernel=() if name == "pointwise" else stage.kernel,
-        stride=stage.stride,
-        padding=stage.pads,
-        dilation=() if name == "pointwise" else stage.dilation,
-        groups=1 if name == "depthwise" else stage.groups,
-        multiplier=multiplier if name == "depthwise" and multiplier > 1 else None,
-        output_padding=tuple(output_padding) if stage.transposed else (),
-        padding_mode=stage.padding_mode,
-        dtype=WORDS[x.dtype],
+    problem = find_convolution(stage).problem_of(
+        stage, batch=batch, dtype=DTYPE_NAMES[x.dtype], output_padding=tuple(output_padding) if stage.transposed else (),
         channels_last=len(stage.size) == 2 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous(),
-    )
-    return known_problem(asked)
+    )  # fmt: skip
+    return known_problem(problem)
 
 
 def known_problem(problem: Problem) -> Problem | None:
-    """The problem, where its technique takes it."""
+    """Returns the problem, or None where its technique does not take it."""
     try:
         return find(problem.technique).check(problem)
     except ValueError:
@@ -117,4 +84,11 @@ def convolution_stage(
     return Stage(
         "main", x[1], out_channels, tuple(x[2:]), tuple(out), tuple(weight[2:]), tuple(stride), pads, tuple(dilation), groups,
         padding_mode, transposed, biases=out_channels,
+    )  # fmt: skip
+
+
+def mixing_stage(positions: int, channels: int, out_channels: int) -> Stage:
+    """Returns the Stage of a matrix product that mixes the channels of every position by itself."""
+    return convolution_stage(
+        (1, channels, positions), (out_channels, channels, 1), (1,), ((0, 0),), (1,), 1, (positions,)
     )  # fmt: skip

@@ -88,17 +88,18 @@ def _of_the_op(technique: Technique, problem: Problem, stages: tuple[Stage, ...]
     path = [stage for stage in stages if not stage.side]
     if len(path) != 1:
         return
-    got = problem.batch * path[0].macs_valid
+    counted_macs, bypassed = problem.batch * path[0].macs_valid, problem.batch * path[0].bypassed
     text = str(problem)
-    made = summed(technique, problem)
+    made, got = summed(technique, problem), counted_macs + bypassed
     yield Check(OP, technique.name, text, "output", made, got, made == got)
     for name, total in gradient_sums(technique, problem).items():
+        got = counted_macs + (0 if name == technique.stage_arguments[0].weight else bypassed)
         yield Check(GRADIENT, technique.name, text, name, total, got, total == got)
 
 
 def _of_the_graph(technique: Technique, problem: Problem, field: tuple[int, ...]) -> Iterator[Check]:
     """The field by the graph that runs, holes and all. Learned offsets have none: where a tap looks is in the data."""
-    if moves(technique, problem):
+    if technique.moves_taps:
         return
     wide = roomy(problem, field)
     operands = ones_of(technique, wide)
@@ -114,11 +115,6 @@ def _of_the_graph(technique: Technique, problem: Problem, field: tuple[int, ...]
     yield Check(
         GRAPH, technique.name, str(problem), f"output {window.position} over {wide.size}", *counts, torch.equal(expected, got)
     )
-
-
-def moves(technique: Technique, problem: Problem) -> bool:
-    """Whether offsets say where its taps look."""
-    return any(operand.fill == "offset" for operand in technique.operands(problem).values())
 
 
 def of_counters(technique: Technique, problem: Problem) -> Iterator[Check]:
@@ -139,7 +135,7 @@ def of_counters(technique: Technique, problem: Problem) -> Iterator[Check]:
 def _of_way(technique: Technique, problem: Problem, way: Way, found: Cost) -> Iterator[Check]:
     def check(name: str, expected: int, counts: Cost | Counts, metric: str) -> Check:
         got, status = getattr(counts, metric), found.status[metric]
-        sure = status == "exact" or (metric == "macs_valid" and status == "estimate" and moves(technique, problem))
+        sure = status == "exact" or (metric == "macs_valid" and status == "estimate" and technique.moves_taps)
         said = got if sure else f"{got} ({status})"
         return Check(name, technique.name, str(problem), way.name, expected, said, expected == said)
 

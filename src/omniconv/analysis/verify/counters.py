@@ -57,7 +57,7 @@ def torch_modules(stages: tuple[Stage, ...]) -> nn.Module | None:
     They have none for weights that are shared or made from the input, for pads that differ between the sides, and, transposed, for
     crops that do.
     """
-    if any(stage.weights is not None or any(a != b for a, b in stage.pads) for stage in stages):
+    if any(stage.weights is not None or stage.bypass or any(a != b for a, b in stage.pads) for stage in stages):
         return None
     return nn.Sequential(*map(_module, stages))
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
+from omniconv.geometry import PADDING_MODES
 from omniconv.problem import Problem
 from omniconv.techniques import Technique
 
@@ -50,7 +51,8 @@ def problems(technique: Technique) -> Iterator[Problem]:
     """
     for rank in technique.ranks:
         settings = _settings(technique, rank)
-        paddings = _paddings(rank) if "padding" in technique.takes else ((((0, 0),) * rank, "zeros"),)
+        unset = ((0, 0),) * rank
+        paddings = _paddings(rank) if "padding" in technique.takes else tuple((unset, mode) for mode in PADDING_MODES)
         for (padding, mode), values in product(paddings, product(*settings.values())):
             if mode != "zeros" and "padding_mode" not in technique.takes:
                 continue

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from omniconv.geometry import Padding, grid
 from omniconv.ops.activation import activate
 from omniconv.ops.error_bound import activation_error, gamma
-from omniconv.ops.grid import grid_stage
+from omniconv.ops.grid import call_problem, grid_stage
 from omniconv.ops.reference import at_tap, mixed, taps_of
-from omniconv.ops.technique import Operand, Peer, Stage, Technique
+from omniconv.ops.technique import Arguments, Operand, Peer, Stage, Technique
 from omniconv.problem import Problem
 from omniconv.techniques.deformable.layer import DeformConv2d
 from omniconv.techniques.deformable.op import bases_of, convolve, deform_conv2d, make_windows, places_of, reference
@@ -95,6 +95,16 @@ def stages(problem: Problem, modulated: bool = True) -> tuple[Stage, ...]:
     )
 
 
+def problem(rank: int, arguments: Arguments) -> Problem:
+    """Returns the Problem of a call."""
+    weight = arguments["weight"]
+    return call_problem(
+        "deformable", rank, arguments, weight.shape[0], kernel=tuple(weight.shape[2:]),
+        groups=arguments["input"].shape[-3] // weight.shape[1],
+        offset_groups=arguments["offset"].shape[-3] // (2 * math.prod(weight.shape[2:])),
+    )  # fmt: skip
+
+
 def layer(problem: Problem) -> nn.Module:
     """The layer of a Problem: learned offsets and masks."""
     out_channels = problem.out_channels or problem.channels
@@ -166,5 +176,8 @@ TECHNIQUE = Technique(
     stages=stages,
     bound=bound,
     variant=variant,
+    problem=problem,
+    cost_options=lambda arguments: {"modulated": arguments.get("mask") is not None},
+    moves_taps=True,
     peers=(Peer("torch grid_sample", _grid_sample),),
 )
