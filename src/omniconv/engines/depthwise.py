@@ -248,8 +248,8 @@ class _Depthwise(torch.autograd.Function):
         grad_weight = grad_bias = None
         if of_weight or of_bias:
             grad_weight, grad_bias = _GRAD_WEIGHT(grad_y, x, weight.shape[2:], *ctx.windows, of_bias, ctx.flush)
-            if grad_weight.dtype is not weight.dtype:
-                grad_weight, grad_bias = grad_weight.to(weight.dtype), grad_bias.to(weight.dtype)
+            # each in its own dtype: a causal filter's bias may be wider than its weight
+            grad_weight, grad_bias = grad_weight.to(weight.dtype), grad_bias.to((weight if bias is None else bias).dtype)
         return grad_x, grad_weight if of_weight else None, grad_bias if of_bias else None, None, None, None
 
 

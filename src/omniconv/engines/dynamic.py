@@ -98,7 +98,7 @@ def apply(
     x, kernels = x.contiguous(), kernels.contiguous()
     bias, mask = None if bias is None else bias.contiguous(), None if mask is None else mask.contiguous()
     place, flush = call.place, not settings.is_precise()
-    seed = torch.randint(-(2**63), 2**63 - 1, (1,)) if dropped else None
+    seed = torch.randint(-(2**63), 2**63 - 1, (1,), device=x.device) if dropped else None
     if wants_gradient(x, kernels, bias):
         y = _Dynamic.apply(x, kernels, bias, mask, seed, place, softmax, dropped, flush, composite)
         return activate(y, activation)

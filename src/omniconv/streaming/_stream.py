@@ -293,7 +293,7 @@ class Stream:
         for row in rows:
             if not 0 <= row < self._fixed[0]:
                 fail("streaming", f"{name} must be at least 0 and below {self._fixed[0]}", row)
-        return torch.tensor([int(row) for row in rows], dtype=torch.int64)
+        return torch.tensor([int(row) for row in rows], dtype=torch.int64, device="cpu")
 
     def _selected(self, index: Tensor) -> dict[str, _Held]:
         return {

@@ -16,6 +16,7 @@ from omniconv import _native, settings
 from omniconv.engines.depthwise import ACTIVATION_CODES, depthwise, fused_activation, refusal, wants_gradient
 from omniconv.geometry import Grid
 from omniconv.ops.activation import activate, check_activation
+from omniconv.ops.in_place import check_writable
 from omniconv.ops.operator import accumulated_in, check_bias, fail, intercepted, interceptors, is_intercepted, prepare_operands
 from omniconv.ops.sequence import shift_and_add
 
@@ -88,7 +89,7 @@ def causal_conv1d_fn(
         if states is not None and states.shape != kept:
             fail(op, f"{name} must have shape {tuple(kept)}", tuple(states.shape))
     if final_states_out is not None:
-        _check_writable(op, "final_states_out", final_states_out)
+        check_writable(op, "final_states_out", final_states_out)
     if seq_idx is not None:
         _check_indices(op, "seq_idx", seq_idx, x, x.shape[:-2] + x.shape[-1:])
         if initial is not None or return_final_states or final_states_out is not None:
@@ -266,6 +267,8 @@ def _native_update(
     operands = x.contiguous(), conv_state, weight.contiguous(), None if bias is None else bias.contiguous()
     rows = None if rows is None else rows.long().contiguous()
     y = torch.ops.omniconv.causal_update.default(*operands, rows, ACTIVATION_CODES[fused], not settings.is_precise())
+    if not torch.compiler.is_compiling():  # a compiled graph is functional and writes the state back by a copy_
+        torch.autograd.graph.increment_version(conv_state)
     if fused == activation:
         return y
     y = activate(y, activation)
@@ -370,17 +373,7 @@ def _check_state(op: str, conv_state: Tensor, x: Tensor, past: int, indices: Ten
     if not fits or (conv_state.shape[0] < 1 if indices is not None else conv_state.shape[0] != batch):
         rows = batch if indices is None else "M"
         fail(op, f"conv_state must have shape ({rows}, {channels}, S) with S at least {past}", tuple(conv_state.shape))
-    _check_writable(op, "conv_state", conv_state)
-
-
-def _check_writable(op: str, name: str, written: Tensor) -> None:
-    """Checks a tensor that is about to be written."""
-    if written.requires_grad and torch.is_grad_enabled():
-        raise ValueError(f"{op}: {name} must not require a gradient, since it is written in place, got one that does")
-    if any(stride == 0 and size > 1 for stride, size in zip(written.stride(), written.shape, strict=True)):
-        fail(
-            op, f"{name} must have a place in memory for every number, since it is written in place", f"strides {written.stride()}"
-        )
+    check_writable(op, "conv_state", conv_state)
 
 
 def _check_indices(op: str, name: str, indices: Tensor, x: Tensor, shape: tuple[int, ...]) -> None:

@@ -37,7 +37,7 @@ def reference(
     """The definition: a matrix product over the channels of every position kept."""
     rank = input.dim() - 2
     for axis, s in enumerate(per_axis("reference", "stride", stride, rank)):
-        input = input.index_select(axis + 2, torch.arange(0, input.shape[axis + 2], s))
+        input = input.index_select(axis + 2, torch.arange(0, input.shape[axis + 2], s, device=input.device))
     y = torch.einsum("oc,nc...->no...", weight.flatten(1), input)
     return activate(with_bias(y, bias), activation)
 
