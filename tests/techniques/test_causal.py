@@ -243,6 +243,7 @@ def test_empty_batch_leaves_the_state_alone():
 FN = partial(dict, x=torch.ones(2, 3, 5), weight=torch.ones(3, 4))
 UPDATE = partial(dict, x=torch.ones(2, 3, 5), conv_state=torch.ones(2, 3, 3), weight=torch.ones(3, 4))
 ROWS = torch.zeros(2, dtype=torch.int32)
+NESTED = torch.nested.nested_tensor([torch.ones(3, 5), torch.ones(3, 5)], layout=torch.jagged)
 REFUSED = [
     (FN(x=[1.0]), TypeError, r"x must be a Tensor, got list"),
     (FN(weight=None), TypeError, r"weight must be a Tensor, got NoneType"),
@@ -255,6 +256,19 @@ REFUSED = [
     (FN(weight=torch.ones(3, 4).int()), TypeError, r"weight must be float32, .*, got torch.int32"),
     (FN(bias=torch.ones(2)), ValueError, r"bias must have shape \(3,\), got \(2,\)"),
     (FN(bias=torch.ones(3, device="meta")), ValueError, r"bias must be on the input's device cpu, got meta"),
+    (FN(return_final_states="no"), TypeError, r"return_final_states must be a bool, got 'no'"),
+    (FN(return_final_states=1), TypeError, r"return_final_states must be a bool, got 1"),
+    (FN(x=torch.ones(2, 3, 5).to_sparse()), TypeError, r"x must be a dense Tensor, got torch.sparse_coo"),
+    (FN(x=NESTED), TypeError, r"x must be a dense Tensor, got a nested one"),
+    (FN(weight=NESTED), TypeError, r"weight must be a dense Tensor, got a nested one"),
+    (FN(bias=NESTED), TypeError, r"bias must be a dense Tensor, got a nested one"),
+    (FN(seq_idx=NESTED), TypeError, r"seq_idx must be a dense Tensor, got a nested one"),
+    (FN(initial_states=NESTED), TypeError, r"initial_states must be a dense Tensor, got a nested one"),
+    (FN(final_states_out=NESTED), TypeError, r"final_states_out must be a dense Tensor, got a nested one"),
+    (FN(query_start_loc=NESTED, x=torch.ones(1, 3, 5)), TypeError, r"query_start_loc must be a dense Tensor, got a nested one"),
+    (UPDATE(conv_state=NESTED), TypeError, r"conv_state must be a dense Tensor, got a nested one"),
+    (UPDATE(cache_seqlens=NESTED), TypeError, r"cache_seqlens must be a dense Tensor, got a nested one"),
+    (UPDATE(conv_state_indices=NESTED), TypeError, r"conv_state_indices must be a dense Tensor, got a nested one"),
     (FN(activation="swoosh"), ValueError, r"activation must be None or one of .*, got 'swoosh'"),
     (FN(initial_states=torch.ones(2, 3, 4)), ValueError, r"initial_states must have shape \(2, 3, 3\), got \(2, 3, 4\)"),
     (FN(x=torch.ones(3, 5), initial_states=torch.ones(2, 3, 3)), ValueError, r"initial_states must have shape \(3, 3\), got"),
@@ -289,6 +303,7 @@ REFUSED = [
 def test_malformed_calls_are_refused_by_name_before_any_work(arguments, kind, message):
     op = causal_conv1d_update if "conv_state" in arguments else causal_conv1d_fn
     written = [t for t in (arguments.get("conv_state"), arguments.get("final_states_out")) if t is not None]
+    written = [t for t in written if not t.is_nested]
     before = [t.detach().clone() for t in written]
     with pytest.raises(kind, match=f"{op.__name__}: {message}"):
         op(**arguments)

@@ -127,10 +127,13 @@ def call_key(
         and (type(dilation) is int or is_plain(dilation))
     ):
         return None
-    if bias is None:
-        return op, input.shape, weight.shape, None, dtype, stride, padding, dilation, mode, activation, groups
-    if type(bias) in _PLAIN and bias.dtype is dtype and bias.is_cpu and bias.layout is torch.strided:
-        return op, input.shape, weight.shape, bias.shape, dtype, stride, padding, dilation, mode, activation, groups
+    try:
+        if bias is None:
+            return op, input.shape, weight.shape, None, dtype, stride, padding, dilation, mode, activation, groups
+        if type(bias) in _PLAIN and bias.dtype is dtype and bias.is_cpu and bias.layout is torch.strided:
+            return op, input.shape, weight.shape, bias.shape, dtype, stride, padding, dilation, mode, activation, groups
+    except RuntimeError:  # a nested tensor has no shape; it is refused by name
+        pass
     return None
 
 

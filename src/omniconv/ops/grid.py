@@ -12,7 +12,7 @@ from omniconv.geometry import LARGEST, PADDING_MODES, Grid, Padding, Pairs, grid
 from omniconv.layout import arrange, is_channels_last_quickly
 from omniconv.ops.activation import activate, check_activation
 from omniconv.ops.layer import Layer
-from omniconv.ops.operator import fail
+from omniconv.ops.operator import check_flags, fail
 from omniconv.ops.technique import Operand, Peer, Stage
 from omniconv.problem import Problem
 
@@ -157,6 +157,7 @@ class GridLayer(Layer, nn.modules.conv._ConvNd):
         name = type(self).__name__
         kernel, strides, normal, dilations = normalized(name, self.rank, kernel_size, stride, padding, dilation, padding_mode)
         check_channels(name, groups=groups, in_channels=in_channels, out_channels=out_channels)
+        check_flags(name, bias=bias)
         check_activation(name, activation)
         made = (in_channels, out_channels, kernel, strides, 0, dilations, groups, bias, padding_mode, device, dtype)
         super().__init__(*made)  # type: ignore[arg-type]  # torch.nn.Conv{1,2,3}d's, behind this class in every layer's bases

@@ -17,7 +17,17 @@ from omniconv.engines.depthwise import ACTIVATION_CODES, depthwise, fused_activa
 from omniconv.geometry import Grid
 from omniconv.ops.activation import activate, check_activation
 from omniconv.ops.in_place import check_writable
-from omniconv.ops.operator import accumulated_in, check_bias, fail, intercepted, interceptors, is_intercepted, prepare_operands
+from omniconv.ops.operator import (
+    accumulated_in,
+    check_bias,
+    check_dense,
+    check_flags,
+    fail,
+    intercepted,
+    interceptors,
+    is_intercepted,
+    prepare_operands,
+)
 from omniconv.ops.sequence import shift_and_add
 
 
@@ -80,6 +90,7 @@ def causal_conv1d_fn(
     )
     past = _check_filter(op, sequences, weight, bias) - 1
     activation = _known(op, activation)
+    check_flags(op, return_final_states=return_final_states)
     batch = x.dim() == 3
     kept = (*sequences.shape[:2], past)[0 if batch else 1 :]
     if query_start_loc is not None:
@@ -349,8 +360,7 @@ def _known(op: str, activation: str | None) -> str | None:
 def _check_given(op: str, forms: str, x: Tensor, **operands: Tensor) -> None:
     """Checks that the operands are tensors, and the axes of ``x``."""
     for name, operand in {"x": x, **operands}.items():
-        if not isinstance(operand, Tensor):
-            raise TypeError(f"{op}: {name} must be a Tensor, got {type(operand).__name__}")
+        check_dense(op, name, operand)
     if x.dim() not in (2, 3):
         fail(op, f"x must have shape {forms}", tuple(x.shape))
 
@@ -378,8 +388,7 @@ def _check_state(op: str, conv_state: Tensor, x: Tensor, past: int, indices: Ten
 
 def _check_indices(op: str, name: str, indices: Tensor, x: Tensor, shape: tuple[int, ...]) -> None:
     """Checks a tensor of integers."""
-    if not isinstance(indices, Tensor):
-        raise TypeError(f"{op}: {name} must be a Tensor, got {type(indices).__name__}")
+    check_dense(op, name, indices)
     if indices.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"{op}: {name} must be int32 or int64, got {indices.dtype}")
     if indices.device != x.device:
@@ -394,8 +403,7 @@ def _check_starts(op: str, starts: Tensor, x: Tensor, sequences: Tensor, seq_idx
         raise ValueError(f"{op}: seq_idx and query_start_loc must not be given together, got both")
     if sequences.shape[0] != 1:
         fail(op, "x must have one row where query_start_loc is given", tuple(x.shape))
-    if not isinstance(starts, Tensor):
-        raise TypeError(f"{op}: query_start_loc must be a Tensor, got {type(starts).__name__}")
+    check_dense(op, "query_start_loc", starts)
     if starts.dim() != 1 or starts.shape[0] < 2:
         fail(op, "query_start_loc must have shape (S + 1,) for at least one sequence", tuple(starts.shape))
     _check_indices(op, "query_start_loc", starts, x, starts.shape)

@@ -22,7 +22,7 @@ from omniconv.ops.error_bound import activation_error, linear_error
 from omniconv.ops.grid import TAKES, check_channels, grid_stage, normalized, window_arguments
 from omniconv.ops.grid import convolve as convolve_on_grid
 from omniconv.ops.layer import Causal, Layer
-from omniconv.ops.operator import check_bias, check_weight, fail, finalize_output, per_rank, prepare_operands
+from omniconv.ops.operator import check_bias, check_flags, check_weight, fail, finalize_output, per_rank, prepare_operands
 from omniconv.ops.reference import grid_convolution, with_bias
 from omniconv.ops.technique import Operand, Peer, Stage, Technique
 from omniconv.problem import Problem
@@ -183,6 +183,7 @@ class DepthwiseSeparableConv(Layer):
         name = type(self).__name__
         check_activation(name, depthwise_activation, "depthwise_activation")
         check_activation(name, activation)
+        check_flags(name, bias=bias)
         normalized(name, self.rank, kernel_size, stride, padding, dilation, padding_mode)
         check_channels(name, groups=1, in_channels=in_channels, out_channels=out_channels, multiplier=multiplier)
         depthwise, pointwise = self.parts

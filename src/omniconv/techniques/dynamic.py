@@ -21,7 +21,7 @@ from omniconv.engines.dynamic import ENGINE, apply, dynamic, known, refusal, rem
 from omniconv.geometry import Grid, Padding, pads_of
 from omniconv.ops.grid import grid_stage
 from omniconv.ops.layer import Causal, Layer, one_position
-from omniconv.ops.operator import accumulated_in, fail, intercepted, interceptors, is_intercepted, prepare_operands
+from omniconv.ops.operator import accumulated_in, check_flags, fail, intercepted, interceptors, is_intercepted, prepare_operands
 from omniconv.ops.sequence import (
     LAYOUTS,
     TAKES,
@@ -149,8 +149,9 @@ def dynamic_conv1d(
         return intercepted(dynamic_conv1d, locals())
     op = "dynamic_conv1d"
     key = None
-    if padding_mask is None and type(weight_dropout) is float and not (training and weight_dropout):
-        normalized = (op, layout, softmax is True, weight_dropout)
+    flags = type(softmax) is type(training) is bool  # others are refused
+    if flags and padding_mask is None and type(weight_dropout) is float and not (training and weight_dropout):
+        normalized = (op, layout, softmax, weight_dropout)
         key = call_key(normalized, input, kernels, bias, 1, padding, dilation, padding_mode, activation)
     if key is not None and (found := known(key, input, kernels, bias)) is not None:
         return apply(convolve, input, kernels, bias, found, softmax=softmax, activation=activation)
@@ -256,6 +257,7 @@ class DynamicConv1d(SequenceLayer):
         name = type(self).__name__
         if not isinstance(context, str) or context not in CONTEXTS:
             fail(name, f"context must be one of {', '.join(CONTEXTS)}", repr(context))
+        check_flags(name, projection_bias=projection_bias)
         reach = self.dilation[0] * (self.kernel_size[0] - 1)
         if context == "position" and self.padding != "same_minimal":
             ((before, after),) = pads_of(self.padding, (), self.kernel_size, (1,), self.dilation)

@@ -142,7 +142,8 @@ def lightweight_conv1d(
         return intercepted(lightweight_conv1d, locals())
     op = "lightweight_conv1d"
     key: Hashable = None
-    if padding_mask is None and type(softmax) is bool and type(weight_dropout) is float and weight_dropout == 0.0:
+    flags = type(softmax) is type(training) is bool  # others are refused
+    if flags and padding_mask is None and type(weight_dropout) is float and weight_dropout == 0.0:
         key = call_key(op, input, weight, bias, layout, padding, dilation, padding_mode, activation, softmax)
         if key is not None and (found := known(key, input, weight, bias)) is not None:
             return unrefused(convolve, input, weight, bias, *found, None, softmax, 0.0, activation)

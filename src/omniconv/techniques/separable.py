@@ -26,6 +26,7 @@ from omniconv.ops.grid import convolve as convolve_on_grid
 from omniconv.ops.layer import Layer
 from omniconv.ops.operator import (
     check_bias,
+    check_flags,
     check_weight,
     fail,
     finalize_output,
@@ -188,6 +189,7 @@ class SeparableConv2d(Layer):
         self.kernel_size, self.stride, self.padding, self.dilation = windows
         mid = out_channels if mid_channels is None else mid_channels
         check_channels(name, groups=groups, in_channels=in_channels, out_channels=out_channels, mid_channels=mid)
+        check_flags(name, bias=bias)
         check_activation(name, activation)
         self.in_channels, self.out_channels, self.mid_channels, self.groups = in_channels, out_channels, mid, groups
         self.padding_mode, self.activation = padding_mode, activation

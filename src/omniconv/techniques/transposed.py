@@ -22,7 +22,7 @@ from omniconv.ops.activation import activate, check_activation
 from omniconv.ops.error_bound import activation_error, linear_error
 from omniconv.ops.grid import check_channels
 from omniconv.ops.layer import Layer
-from omniconv.ops.operator import check_bias, check_weight, fail, finalize_output, per_rank, prepare_operands
+from omniconv.ops.operator import check_bias, check_flags, check_weight, fail, finalize_output, per_rank, prepare_operands
 from omniconv.ops.reference import spread_convolution
 from omniconv.ops.technique import Operand, Peer, Stage, Technique
 from omniconv.problem import Problem
@@ -166,6 +166,7 @@ class ConvTranspose(Layer, nn.modules.conv._ConvTransposeNd):
         if padding_mode != "zeros":
             fail(name, "padding_mode must be 'zeros' for a transposed convolution", repr(padding_mode))
         check_channels(name, groups=groups, in_channels=in_channels, out_channels=out_channels)
+        check_flags(name, bias=bias)
         check_activation(name, activation)
         spread(name, (2,) * self.rank, kernel, strides, "valid", extra, dilations)
         super().__init__(
