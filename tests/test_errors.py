@@ -334,7 +334,8 @@ def test_a_call_like_one_before_is_checked_all_the_same(technique, rank):
                 wrong += [f"{name}={value!r}: {found}"] if found else []
         for name, x in operands.items():
             for words, spoil in WRONG_TENSORS.items():
-                found = complaint(lambda o=operands | {name: spoil(x)}, c=call: op(**o, **c), op.__name__)
+                spoilt = operands | {name: spoil(x)}
+                found = complaint(lambda o=spoilt, c=call: op(**o, **c), op.__name__)
                 wrong += [f"{name} is {words}: {found}"] if found else []
     assert not wrong, "\n".join(wrong)
 

@@ -17,6 +17,7 @@ from omniconv.ops.error_bound import activation_error, gamma, linear_error
 from omniconv.ops.layer import Causal, Layer, causal_past
 from omniconv.ops.operator import check_bias, check_dense, check_flags, fail, finalize_output
 from omniconv.ops.reference import padded, sampled, with_bias
+from omniconv.ops.tracing import number_sizes, with_recorded_sizes
 from omniconv.problem import Problem
 
 
@@ -136,6 +137,7 @@ def run(
         y = native(x, kernel, bias, axes, windows, mask, softmax, dropout, activation)
         if y is not None:
             return y if input.dim() == 3 else y.squeeze(0)
+    compute = with_recorded_sizes(compute)
     return finalize_output(input, 1, compute, (x, kernel, bias), axes, windows, mask, softmax, dropout, activation=activation)
 
 
@@ -317,7 +319,7 @@ class SequenceLayer(Layer):
         if input.dim() not in (2, 3):
             fail(name, "input must have 3 axes, or 2 without the batch", f"shape {tuple(input.shape)}")
         axes = axes_of(name, self.layout, input.dim() == 3)
-        if input.shape[axes.channel - 3] != self.channels:
+        if number_sizes(input)[axes.channel - 3] != self.channels:
             fail(name, f"input must have {self.channels} channels in layout {self.layout}", f"shape {tuple(input.shape)}")
         return axes
 

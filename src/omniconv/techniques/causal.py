@@ -29,6 +29,7 @@ from omniconv.ops.operator import (
     prepare_operands,
 )
 from omniconv.ops.sequence import shift_and_add
+from omniconv.ops.tracing import check_not_traced
 
 
 def causal_conv1d_fn(
@@ -84,6 +85,7 @@ def causal_conv1d_fn(
     if interceptors and is_intercepted():
         return intercepted(causal_conv1d_fn, locals())
     op = "causal_conv1d_fn"
+    check_not_traced(op)
     _check_given(op, "(B, D, T) or (D, T)", x, weight=weight)
     sequences, weight, bias, initial, _ = prepare_operands(
         op, 1, x, mixed=True, called="x", weight=weight, bias=bias, initial_states=initial_states, final_states_out=final_states_out
@@ -170,6 +172,7 @@ def causal_conv1d_update(
     if interceptors and is_intercepted():
         return intercepted(causal_conv1d_update, locals())
     op = "causal_conv1d_update"
+    check_not_traced(op)
     _check_given(op, "(B, D) or (B, D, T)", x, weight=weight, conv_state=conv_state)
     chunk = x if x.dim() == 3 else x.unsqueeze(2)
     chunk, weight, bias, _ = prepare_operands(op, 1, chunk, mixed=True, called="x", weight=weight, bias=bias, conv_state=conv_state)

@@ -25,6 +25,7 @@ from omniconv.ops.layer import Causal, Layer
 from omniconv.ops.operator import check_bias, check_flags, check_weight, fail, finalize_output, per_rank, prepare_operands
 from omniconv.ops.reference import grid_convolution, with_bias
 from omniconv.ops.technique import Operand, Peer, Stage, Technique
+from omniconv.ops.tracing import call_with_number_sizes, is_traced
 from omniconv.problem import Problem
 from omniconv.techniques.depthwise import DepthwiseConv, DepthwiseConv1d, DepthwiseConv2d, DepthwiseConv3d
 from omniconv.techniques.pointwise import PointwiseConv, PointwiseConv1d, PointwiseConv2d, PointwiseConv3d
@@ -119,6 +120,8 @@ def depthwise_separable_conv(
     Source: Chollet 2017, arXiv:1610.02357; Howard et al. 2017, arXiv:1704.04861.
     """
     op = f"depthwise_separable_conv{rank}d"
+    if is_traced():
+        return call_with_number_sizes(depthwise_separable_conv, locals())
     x, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias = prepare_operands(
         op,
         rank,

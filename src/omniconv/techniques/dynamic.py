@@ -46,6 +46,7 @@ from omniconv.ops.sequence import (
 )
 from omniconv.ops.sequence_peers import DYNAMIC_PEERS
 from omniconv.ops.technique import Operand, Stage, Technique
+from omniconv.ops.tracing import call_with_number_sizes, is_traced
 from omniconv.problem import Problem
 from omniconv.techniques.pointwise import pointwise_conv1d
 
@@ -155,6 +156,8 @@ def dynamic_conv1d(
         key = call_key(normalized, input, kernels, bias, 1, padding, dilation, padding_mode, activation)
     if key is not None and (found := known(key, input, kernels, bias)) is not None:
         return apply(convolve, input, kernels, bias, found, softmax=softmax, activation=activation)
+    if is_traced():
+        return call_with_number_sizes(dynamic_conv1d, locals())
     x, kernels, bias = prepare_operands(op, 1, input, kernels=kernels, bias=bias)
     batched = input.dim() == 3
     axes = axes_of(op, layout, batched)

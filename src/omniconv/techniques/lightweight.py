@@ -48,6 +48,7 @@ from omniconv.ops.sequence import (
 )
 from omniconv.ops.sequence_peers import LIGHTWEIGHT_PEERS
 from omniconv.ops.technique import Operand, Stage, Technique
+from omniconv.ops.tracing import call_with_number_sizes, is_traced
 from omniconv.problem import Problem
 
 
@@ -147,6 +148,8 @@ def lightweight_conv1d(
         key = call_key(op, input, weight, bias, layout, padding, dilation, padding_mode, activation, softmax)
         if key is not None and (found := known(key, input, weight, bias)) is not None:
             return unrefused(convolve, input, weight, bias, *found, None, softmax, 0.0, activation)
+    if is_traced():
+        return call_with_number_sizes(lightweight_conv1d, locals())
     x, weight, bias = prepare_operands(op, 1, input, weight=weight, bias=bias)
     axes = axes_of(op, layout, input.dim() == 3)
     check_axes(op, "weight", "(H, K)", weight, 2)

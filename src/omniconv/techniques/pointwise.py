@@ -23,6 +23,7 @@ from omniconv.ops.layer import Causal, one_position
 from omniconv.ops.operator import check_bias, check_weight, fail, finalize_output, per_rank, prepare_operands
 from omniconv.ops.reference import with_bias
 from omniconv.ops.technique import Operand, Stage, Technique
+from omniconv.ops.tracing import call_with_number_sizes, is_traced
 from omniconv.problem import Problem
 
 
@@ -80,6 +81,8 @@ def pointwise_conv(
     key = call_key(op, input, weight, bias, stride, 0, 1, "zeros", activation) if rank == 1 else None
     if (step := known_step(key)) is not None:
         return pointwise(input, weight, bias, activation, step)
+    if is_traced():
+        return call_with_number_sizes(pointwise_conv, locals())
     x, weight, bias = prepare_operands(op, rank, input, weight=weight, bias=bias)
     check_weight(op, x, weight, groups=1)
     if any(k != 1 for k in weight.shape[2:]):

@@ -37,6 +37,7 @@ from omniconv.ops.operator import (
 )
 from omniconv.ops.reference import grid_convolution
 from omniconv.ops.technique import Operand, Peer, Stage, Technique
+from omniconv.ops.tracing import call_with_number_sizes, is_traced
 from omniconv.problem import Problem
 
 
@@ -137,6 +138,8 @@ def separable_conv2d(
     if interceptors and is_intercepted():
         return intercepted(separable_conv2d, locals())
     op = "separable_conv2d"
+    if is_traced():
+        return call_with_number_sizes(separable_conv2d, locals())
     x, weight_column, weight_row, bias = prepare_operands(
         op, 2, input, weight_column=weight_column, weight_row=weight_row, bias=bias
     )

@@ -36,6 +36,7 @@ from omniconv.ops.grid import (
 from omniconv.ops.operator import check_bias, check_weight, fail, finalize_output, per_rank, prepare_operands
 from omniconv.ops.reference import grid_convolution
 from omniconv.ops.technique import Operand, Stage, Technique
+from omniconv.ops.tracing import call_with_number_sizes, is_traced
 from omniconv.problem import Problem
 
 
@@ -109,6 +110,8 @@ def conv(
             return convolve_again(input, weight, bias, asked, activation)
         if groups > 1 and (found := known(key, input, weight, bias)) is not None:
             return depthwise(input, weight, bias, found.windows, activation, integers=found.integers)
+    if is_traced():
+        return call_with_number_sizes(conv, locals())
     x, weight, bias = prepare_operands(op, rank, input, any_dtype=True, weight=weight, bias=bias)
     check_weight(op, x, weight, groups)
     check_bias(op, bias, weight.shape[0])

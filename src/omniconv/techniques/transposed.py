@@ -25,6 +25,7 @@ from omniconv.ops.layer import Layer
 from omniconv.ops.operator import check_bias, check_flags, check_weight, fail, finalize_output, per_rank, prepare_operands
 from omniconv.ops.reference import spread_convolution
 from omniconv.ops.technique import Operand, Peer, Stage, Technique
+from omniconv.ops.tracing import call_with_number_sizes, is_traced, with_recorded_sizes
 from omniconv.problem import Problem
 
 _CONVOLUTIONS = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -113,6 +114,8 @@ def conv_transpose(
     Source: Zeiler et al. 2010; Dumoulin & Visin 2016, arXiv:1603.07285.
     """
     op = f"conv_transpose{rank}d"
+    if is_traced():
+        return call_with_number_sizes(conv_transpose, locals())
     x, weight, bias = prepare_operands(op, rank, input, any_dtype=True, weight=weight, bias=bias)
     check_weight(op, x, weight, groups, in_axis=0)
     check_bias(op, bias, weight.shape[1] * groups)
@@ -120,7 +123,7 @@ def conv_transpose(
     if activation is not None and not x.is_floating_point():
         fail(op, f"activation must be None for an input of {x.dtype}", repr(activation))
     windows = spread(op, x.shape[2:], weight.shape[2:], stride, padding, output_padding, dilation, output_size)
-    return finalize_output(input, rank, convolve, (x, weight, bias), windows, groups, activation=activation)
+    return finalize_output(input, rank, with_recorded_sizes(convolve), (x, weight, bias), windows, groups, activation=activation)
 
 
 conv_transpose1d, conv_transpose2d, conv_transpose3d = per_rank(conv_transpose)

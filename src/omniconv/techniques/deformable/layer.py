@@ -12,6 +12,7 @@ from omniconv.ops.activation import check_activation
 from omniconv.ops.grid import check_channels, normalized
 from omniconv.ops.layer import Layer
 from omniconv.ops.operator import check_dense, check_flags, fail
+from omniconv.ops.tracing import number_sizes
 from omniconv.techniques.deformable.op import deform_conv2d
 from omniconv.techniques.standard import Conv2d
 
@@ -114,7 +115,7 @@ class DeformConv2d(Layer):
         """The keyword arguments with which ``forward`` calls the op."""
         if isinstance(input, Tensor):
             check_dense(type(self).__name__, "input", input)
-            if input.dim() in (3, 4) and input.shape[-3] != self.in_channels:
+            if input.dim() in (3, 4) and number_sizes(input)[-3] != self.in_channels:
                 fail(type(self).__name__, f"input must have {self.in_channels} channels", f"shape {tuple(input.shape)}")
         for given, name in ((offset, "an offset"), (mask, "a mask")):
             if given is not None and self.offset_conv is not None:
