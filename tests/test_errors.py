@@ -26,10 +26,23 @@ from omniconv.testing import make_inputs
 MESSAGE = r"{}: .+, got .+"
 
 
-def quantized(x):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return torch.quantize_per_tensor(x, 0.1, 0, torch.qint8)
+def quietly(make):
+    """Without torch's warnings that a kind of tensor is on its way in, or out."""
+
+    def made(x):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return make(x)
+
+    return made
+
+
+WRONG_TENSORS = {
+    "sparse": lambda x: x.to_sparse(),
+    "sparse in rows": quietly(lambda x: x.reshape(x.shape[0], -1).to_sparse_csr()),
+    "nested": quietly(lambda x: torch.nested.nested_tensor([x, x])),
+    "ragged": quietly(lambda x: torch.nested.nested_tensor([x, x], layout=torch.jagged)),
+}
 
 
 WRONG_KINDS = {
@@ -37,12 +50,14 @@ WRONG_KINDS = {
     "a number": lambda x: 3.0,
     "a string": lambda x: "nonsense",
     "an array": lambda x: x.numpy(),
-    "a sparse tensor": lambda x: x.to_sparse(),
-    "a quantized tensor": quantized,
+    "oneDNN's": lambda x: x.to_mkldnn(),
+    "quantized": quietly(lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.qint8)),
+    **WRONG_TENSORS,
 }
 WRONG_DTYPES = (torch.float64, torch.bfloat16, torch.int64, torch.bool, torch.complex64)
 
 WRONG_INTS = (0.5, 1.0, "1", True, None, torch.tensor(1), [1.0], (), {1: 1}, 2**31, -(2**31))
+WRONG_FLAGS = ("no", "", 0, 1, 0.5, float("nan"), None, [True], torch.tensor(True))
 WRONG_NAMES = ("nonsense", "", "ZEROS", 3, True, ["zeros"])
 
 
@@ -125,7 +140,8 @@ def wrong_settings(technique, problem) -> Iterator[tuple[str, dict[str, Any], di
         if name in operands:
             continue
         for value in wrong_values(parameter, rank):
-            yield f"{name} is {value!r}", operands, {name: value}
+            words = value.layout if isinstance(value, torch.Tensor) and value.is_nested else repr(value)
+            yield f"{name} is {words}", operands, {name: value}
         if parameter.annotation == Padding:
             for value in (((rank + 8, rank + 8),) * rank, (9,) * rank):
                 for mode in ("reflect", "circular"):
@@ -141,6 +157,8 @@ def wrong_values(parameter: inspect.Parameter, rank: int) -> list[Any]:
         shapes = ((1,) * (rank + 1), ((1, 1),) * (rank + 1), ((1, 1, 1),) * rank, ((1,),) * rank, ((0.5, 1),) * rank)
         names = ("nonsense", "", "SAME", "same_lower") + (("causal",) if rank > 1 else ())
         return [v for v in WRONG_INTS if v != "1"] + [*minus, *shapes, *names]
+    if bool in kinds:
+        return list(WRONG_FLAGS)
     if int in kinds:
         below = min(parameter.default if isinstance(parameter.default, int) else 1, 1) - 1
         none = [] if type(None) not in kinds else [None]
@@ -153,7 +171,9 @@ def wrong_values(parameter: inspect.Parameter, rank: int) -> list[Any]:
     if float in kinds:
         return ["1", None, -0.5, float("inf"), float("nan"), [0.5]]
     if torch.Tensor in kinds:
-        return [3, "nonsense", [True], torch.ones(1), torch.ones(1, 1, 1, dtype=torch.int64)]
+        bools = torch.ones(2, 7, dtype=torch.bool)
+        kinds = [spoil(bools) for spoil in WRONG_TENSORS.values()]
+        return [3, "nonsense", [True], torch.ones(1), torch.ones(1, 1, 1, dtype=torch.int64), *kinds]
     return []
 
 
@@ -231,9 +251,10 @@ def test_errors_come_before_any_work(technique, rank):
     op, arguments = technique.ops[rank], technique.arguments(problem)
     wrong = []
     for words, operands, further in malformed(technique.name, rank):
-        if not all(isinstance(x, torch.Tensor) and x.device.type == "cpu" and x.layout == torch.strided for x in operands.values()):
+        given = [*operands.values(), *(v for v in further.values() if isinstance(v, torch.Tensor))]
+        if not all(isinstance(x, torch.Tensor) and x.device.type == "cpu" and x.layout == torch.strided for x in given):
             continue
-        if any(x.is_quantized for x in operands.values()):
+        if any(x.is_quantized or x.is_nested for x in given):
             continue
         empty = {n: x.to("meta") for n, x in operands.items()}
         further = {n: v.to("meta") if isinstance(v, torch.Tensor) else v for n, v in further.items()}
@@ -273,7 +294,7 @@ def test_malformed_layers(technique, rank):
     cls, arguments = constructor_call(technique, base_case(technique, rank))
     wrong, count = [], 0
     for name, parameter in inspect.signature(cls).parameters.items():
-        if name in ("device", "dtype", "bias"):
+        if name in ("device", "dtype"):
             continue
         values = wrong_values(parameter.replace(default=1) if parameter.default is parameter.empty else parameter, rank)
         for value in values:
@@ -294,3 +315,35 @@ def test_layers_refuse_other_channels(technique, rank):
         with pytest.raises(ValueError, match=r"^\w+: .+, got .+") as caught:
             layer(torch.ones(2, channels, *problem.size))
         assert str(caught.value).split(":")[0] in (op, type(layer).__name__)
+
+
+@pytest.mark.parametrize(("technique", "rank"), OPS)
+def test_a_call_like_one_before_is_checked_all_the_same(technique, rank):
+    """What is known of a call must not serve flags that are only equal to right ones, nor tensors that only look alike."""
+    problem = base_case(technique, rank)
+    op, operands, arguments = technique.ops[rank], make_inputs(technique, problem), technique.arguments(problem)
+    flags = {name: p.default for name, p in parameters_of(op).items() if p.annotation is bool}
+    wrong = []
+    for changed in [{}, *({name: not value} for name, value in flags.items())]:
+        call = arguments | flags | changed
+        for _ in range(2):
+            op(**operands, **call)
+        for name in flags:
+            for value in (*WRONG_FLAGS, int(call[name]), float(call[name])):
+                found = complaint(lambda c=call | {name: value}: op(**operands, **c), op.__name__)
+                wrong += [f"{name}={value!r}: {found}"] if found else []
+        for name, x in operands.items():
+            for words, spoil in WRONG_TENSORS.items():
+                spoilt = operands | {name: spoil(x)}
+                found = complaint(lambda o=spoilt, c=call: op(**o, **c), op.__name__)
+                wrong += [f"{name} is {words}: {found}"] if found else []
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(("technique", "rank"), OPS)
+def test_layers_refuse_other_kinds_of_tensors(technique, rank):
+    problem = base_case(technique, rank)
+    layer, op = technique.layer(problem), technique.ops[rank]
+    for spoil in (*WRONG_TENSORS.values(), WRONG_KINDS["oneDNN's"]):
+        with pytest.raises(TypeError, match=rf"^({op.__name__}|{type(layer).__name__}): input must be a dense Tensor, got .+"):
+            layer(spoil(torch.ones(2, problem.channels, *problem.size)))

@@ -179,3 +179,21 @@ def test_the_reference_agrees_with_itself_in_float32(technique, problem):
     operands = make_inputs(technique, problem)
     y = referring(technique, problem)(*operands.values())
     assert_within_bound(technique, {**operands, **technique.arguments(problem)}, y)
+
+
+@pytest.mark.parametrize("kind", ["negative", "conjugate"])
+@on(one_case_per_op())
+def test_negative_and_conjugate_views(technique, problem, kind):
+    """Tensors whose numbers are not what lies in memory: they count as what they say."""
+    operands = make_inputs(technique, problem)
+    if kind == "conjugate":
+        operands = {n: torch.complex(x, x.flip(0)) for n, x in operands.items()}
+    try:
+        expected = technique.call(problem, operands)
+    except TypeError:
+        assert kind == "conjugate"  # complex numbers are for torch's drop-ins alone
+        return
+    for name, x in operands.items():
+        view = torch._neg_view(-x) if kind == "negative" else x.conj().resolve_conj().conj()
+        assert view.is_neg() or view.is_conj()
+        assert torch.equal(technique.call(problem, operands | {name: view}), expected)

@@ -418,6 +418,8 @@ def test_blocks_that_cannot_stream_are_refused_by_name(kind):
         ((8, 3, 2), {"dropout": 1.5}, ValueError, "dropout must be at least 0 and at most 1, got 1.5"),
         ((8, 3, 2), {"activation_dropout": None}, TypeError, "activation_dropout must be a number, got None"),
         ((8, 3, 2), {"weight_dropout": True}, TypeError, "weight_dropout must be a number, got True"),
+        ((8, 3, 2), {"glu": "no"}, TypeError, "glu must be a bool, got 'no'"),
+        ((8, 3, 2), {"causal": 1}, TypeError, "causal must be a bool, got 1"),
         ((8, 3, 2), {"layout": "CNT"}, ValueError, "layout must be one of NCT, NTC, TNC, got 'CNT'"),
     ],
 )

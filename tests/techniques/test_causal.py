@@ -243,6 +243,7 @@ def test_empty_batch_leaves_the_state_alone():
 FN = partial(dict, x=torch.ones(2, 3, 5), weight=torch.ones(3, 4))
 UPDATE = partial(dict, x=torch.ones(2, 3, 5), conv_state=torch.ones(2, 3, 3), weight=torch.ones(3, 4))
 ROWS = torch.zeros(2, dtype=torch.int32)
+NESTED = torch.nested.nested_tensor([torch.ones(3, 5), torch.ones(3, 5)], layout=torch.jagged)
 REFUSED = [
     (FN(x=[1.0]), TypeError, r"x must be a Tensor, got list"),
     (FN(weight=None), TypeError, r"weight must be a Tensor, got NoneType"),
@@ -255,6 +256,19 @@ REFUSED = [
     (FN(weight=torch.ones(3, 4).int()), TypeError, r"weight must be float32, .*, got torch.int32"),
     (FN(bias=torch.ones(2)), ValueError, r"bias must have shape \(3,\), got \(2,\)"),
     (FN(bias=torch.ones(3, device="meta")), ValueError, r"bias must be on the input's device cpu, got meta"),
+    (FN(return_final_states="no"), TypeError, r"return_final_states must be a bool, got 'no'"),
+    (FN(return_final_states=1), TypeError, r"return_final_states must be a bool, got 1"),
+    (FN(x=torch.ones(2, 3, 5).to_sparse()), TypeError, r"x must be a dense Tensor, got torch.sparse_coo"),
+    (FN(x=NESTED), TypeError, r"x must be a dense Tensor, got a nested one"),
+    (FN(weight=NESTED), TypeError, r"weight must be a dense Tensor, got a nested one"),
+    (FN(bias=NESTED), TypeError, r"bias must be a dense Tensor, got a nested one"),
+    (FN(seq_idx=NESTED), TypeError, r"seq_idx must be a dense Tensor, got a nested one"),
+    (FN(initial_states=NESTED), TypeError, r"initial_states must be a dense Tensor, got a nested one"),
+    (FN(final_states_out=NESTED), TypeError, r"final_states_out must be a dense Tensor, got a nested one"),
+    (FN(query_start_loc=NESTED, x=torch.ones(1, 3, 5)), TypeError, r"query_start_loc must be a dense Tensor, got a nested one"),
+    (UPDATE(conv_state=NESTED), TypeError, r"conv_state must be a dense Tensor, got a nested one"),
+    (UPDATE(cache_seqlens=NESTED), TypeError, r"cache_seqlens must be a dense Tensor, got a nested one"),
+    (UPDATE(conv_state_indices=NESTED), TypeError, r"conv_state_indices must be a dense Tensor, got a nested one"),
     (FN(activation="swoosh"), ValueError, r"activation must be None or one of .*, got 'swoosh'"),
     (FN(initial_states=torch.ones(2, 3, 4)), ValueError, r"initial_states must have shape \(2, 3, 3\), got \(2, 3, 4\)"),
     (FN(x=torch.ones(3, 5), initial_states=torch.ones(2, 3, 3)), ValueError, r"initial_states must have shape \(3, 3\), got"),
@@ -289,6 +303,7 @@ REFUSED = [
 def test_malformed_calls_are_refused_by_name_before_any_work(arguments, kind, message):
     op = causal_conv1d_update if "conv_state" in arguments else causal_conv1d_fn
     written = [t for t in (arguments.get("conv_state"), arguments.get("final_states_out")) if t is not None]
+    written = [t for t in written if not t.is_nested]
     before = [t.detach().clone() for t in written]
     with pytest.raises(kind, match=f"{op.__name__}: {message}"):
         op(**arguments)
@@ -424,3 +439,70 @@ def test_update_runs_where_gradients_are_off(mode):
         y = causal_conv1d_update(normal(2, 3), state, weight)
     assert not y.requires_grad
     assert torch.equal(state[:, :, 2], normal(2, 3))
+
+
+def overlapping(*shape: int) -> torch.Tensor:
+    """A state whose rows begin one number apart."""
+    return torch.zeros(64).as_strided(shape, (1, shape[2], 1))
+
+
+def made_in_inference_mode(*shape: int) -> torch.Tensor:
+    with torch.inference_mode():
+        return torch.zeros(shape)
+
+
+NOT_WRITABLE = [
+    (overlapping, r"a place in memory for every number, .*, got shape \(2, 3, 3\) with strides \(1, 3, 1\)"),
+    (lambda *s: torch.zeros(s[1:]).expand(s), r"a place in memory for every number, .*, got shape .* with strides \(0, 3, 1\)"),
+    (lambda *s: torch.zeros(9).as_strided(s, (4, 1, 1)), r"a place in memory for every number"),
+    (made_in_inference_mode, r"must not be an inference tensor outside inference mode, .*, got one"),
+    (lambda *s: torch._neg_view(torch.zeros(s)), r"must hold its numbers as they are, .*, got a negative or conjugate view"),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), NOT_WRITABLE, ids=["overlapping", "expanded", "crossing", "inference", "negative"])
+def test_what_cannot_be_written_is_refused_before_any_work(make, message):
+    x, weight, states = normal(2, 3, 5), normal(3, 4, seed=1), make(2, 3, 3)
+    for index in ({}, {"cache_seqlens": ROWS}, {"conv_state_indices": torch.tensor([1, 0])}):
+        with pytest.raises(ValueError, match=f"causal_conv1d_update: conv_state .*{message}"):
+            causal_conv1d_update(x, states, weight, **index)
+    with pytest.raises(ValueError, match=f"causal_conv1d_fn: final_states_out .*{message}"):
+        causal_conv1d_fn(x, weight, final_states_out=states)
+    assert states.abs().sum() == 0
+
+
+@pytest.mark.parametrize("strides", [(9, 3, 1), (1, 2, 6), (20, 5, 2), (1, 4, 6), (3, 10, 2)])
+def test_states_of_any_strides_that_do_not_overlap_are_written(strides):
+    """The last two interleave: no axis passes over all that the faster ones reach."""
+    store = torch.full((64,), 7.0)
+    state, x = store.as_strided((2, 3, 3), strides), normal(2, 3, 5)
+    causal_conv1d_update(x, state, normal(3, 4, seed=1))
+    assert torch.equal(state, x[..., 2:])
+    assert int((store == 7).sum()) == 64 - 18
+
+
+@pytest.mark.parametrize("how", ["shifted", "circular", "indexed"])
+def test_update_counts_as_a_change_of_the_state_and_of_what_it_is_a_view_of(how):
+    """A graph that kept the state must not give gradients of what has been written over it since."""
+    pool, scale = normal(4, 3, 3), torch.ones(3, requires_grad=True)
+    state = pool[1:3]
+    loss = (state * scale).square().sum()
+    indices = {"circular": {"cache_seqlens": ROWS}, "indexed": {"conv_state_indices": torch.tensor([1, 0])}}.get(how, {})
+    versions = state._version, pool._version
+    causal_conv1d_update(normal(2, 3, 1), state, normal(3, 4, seed=1), **indices)
+    assert state._version > versions[0]
+    assert pool._version > versions[1]
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("weight_dtype", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_gradient_is_rounded_to_the_dtype_of_its_own_operand(dtype, weight_dtype):
+    x, weight = integers(2, 3, 300, dtype=dtype), integers(3, 4, dtype=weight_dtype, seed=1).requires_grad_()
+    bias = torch.zeros(3, requires_grad=True)
+    incoming = torch.ones(2, 3, 300, dtype=dtype)
+    incoming[0, :, 0] = 2
+    found = torch.autograd.grad(causal_conv1d_fn(x, weight, bias), (bias, weight), incoming)
+    assert torch.equal(found[0], torch.full((3,), 601.0))  # of which bfloat16 makes 600
+    assert found[1].dtype == weight_dtype

@@ -42,6 +42,7 @@ def run_aten_checked(
     """Returns what :func:`run_aten` does, for settings that a layer has checked when it was made."""
     if (
         torch.compiler.is_compiling()
+        or torch._C._is_tracing()  # sizes would be tensors
         or type(input) not in _PLAIN
         or type(weight) not in _PLAIN
         or input.dtype not in _SERVED

@@ -216,10 +216,13 @@ def plan_key(
         and (type(dilation) is int or is_plain(dilation))
     ):
         return None
-    if bias is None:
-        return op, input.shape, weight.shape, None, dtype, stride, padding, dilation, mode, activation, more
-    if type(bias) in _PLAIN and bias.dtype is dtype and bias.is_cpu and bias.layout is torch.strided:
-        return op, input.shape, weight.shape, bias.shape, dtype, stride, padding, dilation, mode, activation, more
+    try:
+        if bias is None:
+            return op, input.shape, weight.shape, None, dtype, stride, padding, dilation, mode, activation, more
+        if type(bias) in _PLAIN and bias.dtype is dtype and bias.is_cpu and bias.layout is torch.strided:
+            return op, input.shape, weight.shape, bias.shape, dtype, stride, padding, dilation, mode, activation, more
+    except RuntimeError:  # a nested tensor has no shape; it is refused by name
+        pass
     return None
 
 

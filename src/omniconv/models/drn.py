@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from omniconv.functional import pointwise_conv2d
 from omniconv.geometry import is_integer
 from omniconv.nn import Conv2d, ConvTranspose2d, DilatedConv2d, PointwiseConv2d
-from omniconv.ops.operator import fail
+from omniconv.ops.operator import check_flags, fail
 
 Kind = Literal["basic", "bottleneck", "plain"]
 Up = Literal["bilinear", "learned", "interpolate"]
@@ -228,6 +228,7 @@ class DRN(nn.Module):
                 raise TypeError(f"{name}: {argument} must be an int, got {value!r}")
             if value < least:
                 fail(name, f"{argument} must be at least {least}", value)
+        check_flags(name, out_map=out_map, out_middle=out_middle)
         self.network, self.out_map, self.out_middle = network, out_map, out_middle
         self.num_classes, self.pool_size = num_classes, pool_size
         channels, shrunk = network.stem, network.family == "A"

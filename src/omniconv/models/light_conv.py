@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from omniconv.geometry import LARGEST, is_integer
 from omniconv.nn import DynamicConv1d, LightweightConv1d
-from omniconv.ops.operator import fail
+from omniconv.ops.operator import check_dense, check_flags, fail
 from omniconv.ops.sequence import Axes, SequenceLayer, axes_of, received_mask
 
 Step = Callable[[nn.Module, Tensor], Tensor]
@@ -64,6 +64,8 @@ class _Block(nn.Module):
                 raise TypeError(f"{name}: {argument} must be an int, got {value!r}")
             if not 1 <= value <= LARGEST:
                 fail(name, f"{argument} must be at least 1 and at most {LARGEST}", value)
+        flags = {k: v for k, v in conv.items() if k == "projection_bias"}  # of a dynamic convolution alone
+        check_flags(name, causal=causal, attention=attention, glu=glu, normalize_before=normalize_before, softmax=softmax, **flags)
         rates = {
             "dropout": dropout, "input_dropout": input_dropout, "activation_dropout": activation_dropout,
             "attention_dropout": attention_dropout, "weight_dropout": weight_dropout,
@@ -190,8 +192,7 @@ class _Block(nn.Module):
     def _axes(self, called: str, x: Any) -> Axes:
         """The axes of an operand, once it is known to be one of this block's."""
         name, weight = type(self).__name__, self.input_projection.weight
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{name}: {called} must be a Tensor, got {type(x).__name__}")
+        check_dense(name, called, x)
         if x.dim() not in (2, 3):
             fail(name, f"{called} must have 3 axes, or 2 without the batch", f"shape {tuple(x.shape)}")
         axes = axes_of(name, self.layout, x.dim() == 3)

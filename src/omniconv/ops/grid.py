@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from omniconv.geometry import LARGEST, PADDING_MODES, Grid, Padding, Pairs, grid, is_integer, normal_padding, pads_of, per_axis
 from omniconv.ops.activation import activate, check_activation
 from omniconv.ops.layer import Layer
-from omniconv.ops.operator import fail
+from omniconv.ops.operator import check_flags, fail
 from omniconv.ops.technique import Arguments, Operand, Peer, Stage
 from omniconv.problem import DTYPE_NAMES, Problem
 
@@ -137,6 +137,7 @@ class GridLayer(Layer, nn.modules.conv._ConvNd):
         name = type(self).__name__
         kernel, strides, normal, dilations = normalized(name, self.rank, kernel_size, stride, padding, dilation, padding_mode)
         check_channels(name, groups=groups, in_channels=in_channels, out_channels=out_channels)
+        check_flags(name, bias=bias)
         check_activation(name, activation)
         made = (in_channels, out_channels, kernel, strides, 0, dilations, groups, bias, padding_mode, device, dtype)
         super().__init__(*made)  # type: ignore[arg-type]  # torch.nn.Conv{1,2,3}d's, behind this class in every layer's bases

@@ -122,13 +122,13 @@ def prepare_operands(
         TypeError: An operand is not a dense tensor, or its dtype is not served.
         ValueError: The number of axes is wrong, or dtypes or devices differ.
     """
-    _check_dense(op, called, input)
+    check_dense(op, called, input)
     if input.dim() not in (rank + 1, rank + 2):
         fail(op, f"{called} must have {rank + 2} axes, or {rank + 1} without the batch", f"shape {tuple(input.shape)}")
     for name, other in others.items():
         if other is None and name.endswith(_MAY_BE_MISSING):
             continue
-        _check_dense(op, name, other)
+        check_dense(op, name, other)
         assert other is not None
         if other.device != input.device:
             fail(op, f"{name} must be on the input's device {input.device}", other.device)
@@ -154,11 +154,21 @@ def _is_torchs_own(dtype: torch.dtype) -> bool:
 _MAY_BE_MISSING = ("bias", "mask", "states", "out")  # how the names of operands end that may be None
 
 
-def _check_dense(op: str, name: str, x: Any) -> None:
+def check_dense(op: str, name: str, x: Any) -> None:
+    """Raises TypeError unless an operand is a tensor with one number at every place of its shape."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{op}: {name} must be a Tensor, got {type(x).__name__}")
-    if x.layout != torch.strided or x.is_quantized:
-        raise TypeError(f"{op}: {name} must be a dense Tensor, got {'a quantized one' if x.is_quantized else x.layout}")
+    if x.is_nested or x.is_quantized:
+        raise TypeError(f"{op}: {name} must be a dense Tensor, got a {'nested' if x.is_nested else 'quantized'} one")
+    if x.layout != torch.strided:
+        raise TypeError(f"{op}: {name} must be a dense Tensor, got {x.layout}")
+
+
+def check_flags(op: str, **flags: bool) -> None:
+    """Raises TypeError unless every setting is True or False."""
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"{op}: {name} must be a bool, got {value!r}")
 
 
 def _refuse_dtype(op: str, name: str, other: Tensor, input: Tensor, mixed: bool) -> None:

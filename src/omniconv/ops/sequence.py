@@ -15,9 +15,10 @@ from omniconv.geometry import LARGEST, PADDING_MODES, Grid, Padding, grid, is_in
 from omniconv.ops.activation import activate, check_activation
 from omniconv.ops.error_bound import activation_error, gamma, linear_error
 from omniconv.ops.layer import Causal, Layer, causal_past
-from omniconv.ops.operator import check_bias, fail, finalize_output
+from omniconv.ops.operator import check_bias, check_dense, check_flags, fail, finalize_output
 from omniconv.ops.reference import padded, sampled, with_bias
 from omniconv.ops.technique import Arguments
+from omniconv.ops.tracing import number_sizes, with_recorded_sizes
 from omniconv.problem import DTYPE_NAMES, Problem
 
 
@@ -82,8 +83,7 @@ def received_mask(op: str, padding_mask: Tensor | None, x: Tensor, axes: Axes, b
     """
     if padding_mask is None:
         return None
-    if not isinstance(padding_mask, Tensor):
-        raise TypeError(f"{op}: padding_mask must be a Tensor, got {type(padding_mask).__name__}")
+    check_dense(op, "padding_mask", padding_mask)
     if padding_mask.dtype != torch.bool:
         raise TypeError(f"{op}: padding_mask must be bool, True where the position is padding, got {padding_mask.dtype}")
     if padding_mask.device != x.device:
@@ -131,12 +131,14 @@ def run(
     check_bias(op, bias, x.shape[axes.channel])
     check_activation(op, activation)
     check_dropout(op, weight_dropout)
+    check_flags(op, softmax=softmax, training=training)
     mask = received_mask(op, padding_mask, x, axes, input.dim() == 3)
     dropout = float(weight_dropout) if training else 0.0
     if native is not None:
         y = native(x, kernel, bias, axes, windows, mask, softmax, dropout, activation)
         if y is not None:
             return y if input.dim() == 3 else y.squeeze(0)
+    compute = with_recorded_sizes(compute)
     return finalize_output(input, 1, compute, (x, kernel, bias), axes, windows, mask, softmax, dropout, activation=activation)
 
 
@@ -299,6 +301,7 @@ class SequenceLayer(Layer):
             fail(name, "heads must divide channels", f"{heads} and {channels}")
         if padding_mode not in PADDING_MODES:
             fail(name, f"padding_mode must be one of {', '.join(PADDING_MODES)}", repr(padding_mode))
+        check_flags(name, bias=bias, softmax=softmax)
         check_dropout(name, weight_dropout)
         check_activation(name, activation)
         axes_of(name, layout, batched=True)
@@ -313,12 +316,11 @@ class SequenceLayer(Layer):
     def axes(self, input: Tensor) -> Axes:
         """The axes of an input, checked to be one of this layer's, with the batch axis first where it has none."""
         name = type(self).__name__
-        if not isinstance(input, Tensor):
-            raise TypeError(f"{name}: input must be a Tensor, got {type(input).__name__}")
+        check_dense(name, "input", input)
         if input.dim() not in (2, 3):
             fail(name, "input must have 3 axes, or 2 without the batch", f"shape {tuple(input.shape)}")
         axes = axes_of(name, self.layout, input.dim() == 3)
-        if input.shape[axes.channel - 3] != self.channels:
+        if number_sizes(input)[axes.channel - 3] != self.channels:
             fail(name, f"input must have {self.channels} channels in layout {self.layout}", f"shape {tuple(input.shape)}")
         return axes
 

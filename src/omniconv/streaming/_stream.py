@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from omniconv.geometry import is_integer
 from omniconv.ops.layer import SHORT
-from omniconv.ops.operator import FLOATS, fail
+from omniconv.ops.operator import FLOATS, check_dense, fail
 from omniconv.ops.sequence import LAYOUTS
 from omniconv.streaming._places import Chain, Declared, Layout, Looking, Place, label_of, place_of, refuse
 
@@ -254,8 +254,7 @@ class Stream:
                 refuse(label_of(name, module), "its children must be those that it had when streaming() was called", "others")
 
     def _check_chunk(self, chunk: Any) -> None:
-        if not isinstance(chunk, Tensor):
-            raise TypeError(f"streaming: the chunk must be a Tensor, got {type(chunk).__name__}")
+        check_dense("streaming", "the chunk", chunk)
         if chunk.dtype not in FLOATS:
             raise TypeError(f"streaming: the chunk must be float32, float64, bfloat16 or float16, got {chunk.dtype}")
         if chunk.dim() != 3:
@@ -293,7 +292,7 @@ class Stream:
         for row in rows:
             if not 0 <= row < self._fixed[0]:
                 fail("streaming", f"{name} must be at least 0 and below {self._fixed[0]}", row)
-        return torch.tensor([int(row) for row in rows], dtype=torch.int64)
+        return torch.tensor([int(row) for row in rows], dtype=torch.int64, device="cpu")
 
     def _selected(self, index: Tensor) -> dict[str, _Held]:
         return {

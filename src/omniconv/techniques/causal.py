@@ -17,9 +17,21 @@ from omniconv.engines.depthwise import ENGINE, plan_of, run_depthwise
 from omniconv.engines.engine import ACTIVATION_CODES, fused_activation, wants_gradient
 from omniconv.geometry import Grid
 from omniconv.ops.activation import activate, check_activation
-from omniconv.ops.operator import accumulated_in, check_bias, fail, intercepted, interceptors, is_intercepted, prepare_operands
+from omniconv.ops.in_place import check_writable
+from omniconv.ops.operator import (
+    accumulated_in,
+    check_bias,
+    check_dense,
+    check_flags,
+    fail,
+    intercepted,
+    interceptors,
+    is_intercepted,
+    prepare_operands,
+)
 from omniconv.ops.sequence import shift_and_add
 from omniconv.ops.technique import Arguments
+from omniconv.ops.tracing import check_not_traced
 from omniconv.problem import DTYPE_NAMES, Problem
 
 
@@ -76,12 +88,14 @@ def causal_conv1d_fn(
     if interceptors and is_intercepted():
         return intercepted(causal_conv1d_fn, locals())
     op = "causal_conv1d_fn"
+    check_not_traced(op)
     _check_given(op, "(B, D, T) or (D, T)", x, weight=weight)
     sequences, weight, bias, initial, _ = prepare_operands(
         op, 1, x, mixed=True, called="x", weight=weight, bias=bias, initial_states=initial_states, final_states_out=final_states_out
     )
     past = _check_filter(op, sequences, weight, bias) - 1
     activation = _known(op, activation)
+    check_flags(op, return_final_states=return_final_states)
     batch = x.dim() == 3
     kept = (*sequences.shape[:2], past)[0 if batch else 1 :]
     if query_start_loc is not None:
@@ -91,7 +105,7 @@ def causal_conv1d_fn(
         if states is not None and states.shape != kept:
             fail(op, f"{name} must have shape {tuple(kept)}", tuple(states.shape))
     if final_states_out is not None:
-        _check_writable(op, "final_states_out", final_states_out)
+        check_writable(op, "final_states_out", final_states_out)
     if seq_idx is not None:
         _check_indices(op, "seq_idx", seq_idx, x, x.shape[:-2] + x.shape[-1:])
         if initial is not None or return_final_states or final_states_out is not None:
@@ -161,6 +175,7 @@ def causal_conv1d_update(
     if interceptors and is_intercepted():
         return intercepted(causal_conv1d_update, locals())
     op = "causal_conv1d_update"
+    check_not_traced(op)
     _check_given(op, "(B, D) or (B, D, T)", x, weight=weight, conv_state=conv_state)
     chunk = x if x.dim() == 3 else x.unsqueeze(2)
     chunk, weight, bias, _ = prepare_operands(op, 1, chunk, mixed=True, called="x", weight=weight, bias=bias, conv_state=conv_state)
@@ -269,6 +284,8 @@ def _native_update(
     operands = x.contiguous(), conv_state, weight.contiguous(), None if bias is None else bias.contiguous()
     rows = None if rows is None else rows.long().contiguous()
     y = torch.ops.omniconv.causal_update.default(*operands, rows, ACTIVATION_CODES[fused], not settings.is_precise())
+    if not torch.compiler.is_compiling():  # a compiled graph is functional and writes the state back by a copy_
+        torch.autograd.graph.increment_version(conv_state)
     if fused == activation:
         return y
     y = activate(y, activation)
@@ -349,8 +366,7 @@ def _known(op: str, activation: str | None) -> str | None:
 def _check_given(op: str, forms: str, x: Tensor, **operands: Tensor) -> None:
     """Checks that the operands are tensors, and the axes of ``x``."""
     for name, operand in {"x": x, **operands}.items():
-        if not isinstance(operand, Tensor):
-            raise TypeError(f"{op}: {name} must be a Tensor, got {type(operand).__name__}")
+        check_dense(op, name, operand)
     if x.dim() not in (2, 3):
         fail(op, f"x must have shape {forms}", tuple(x.shape))
 
@@ -373,23 +389,12 @@ def _check_state(op: str, conv_state: Tensor, x: Tensor, past: int, indices: Ten
     if not fits or (conv_state.shape[0] < 1 if indices is not None else conv_state.shape[0] != batch):
         rows = batch if indices is None else "M"
         fail(op, f"conv_state must have shape ({rows}, {channels}, S) with S at least {past}", tuple(conv_state.shape))
-    _check_writable(op, "conv_state", conv_state)
-
-
-def _check_writable(op: str, name: str, written: Tensor) -> None:
-    """Checks a tensor that is about to be written."""
-    if written.requires_grad and torch.is_grad_enabled():
-        raise ValueError(f"{op}: {name} must not require a gradient, since it is written in place, got one that does")
-    if any(stride == 0 and size > 1 for stride, size in zip(written.stride(), written.shape, strict=True)):
-        fail(
-            op, f"{name} must have a place in memory for every number, since it is written in place", f"strides {written.stride()}"
-        )
+    check_writable(op, "conv_state", conv_state)
 
 
 def _check_indices(op: str, name: str, indices: Tensor, x: Tensor, shape: tuple[int, ...]) -> None:
     """Checks a tensor of integers."""
-    if not isinstance(indices, Tensor):
-        raise TypeError(f"{op}: {name} must be a Tensor, got {type(indices).__name__}")
+    check_dense(op, name, indices)
     if indices.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"{op}: {name} must be int32 or int64, got {indices.dtype}")
     if indices.device != x.device:
@@ -404,8 +409,7 @@ def _check_starts(op: str, starts: Tensor, x: Tensor, sequences: Tensor, seq_idx
         raise ValueError(f"{op}: seq_idx and query_start_loc must not be given together, got both")
     if sequences.shape[0] != 1:
         fail(op, "x must have one row where query_start_loc is given", tuple(x.shape))
-    if not isinstance(starts, Tensor):
-        raise TypeError(f"{op}: query_start_loc must be a Tensor, got {type(starts).__name__}")
+    check_dense(op, "query_start_loc", starts)
     if starts.dim() != 1 or starts.shape[0] < 2:
         fail(op, "query_start_loc must have shape (S + 1,) for at least one sequence", tuple(starts.shape))
     _check_indices(op, "query_start_loc", starts, x, starts.shape)

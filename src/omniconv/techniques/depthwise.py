@@ -33,6 +33,7 @@ from omniconv.ops.layer import SHORT, Causal, causal_past
 from omniconv.ops.operator import check_bias, check_weight, per_rank, prepare_operands
 from omniconv.ops.reference import grid_convolution
 from omniconv.ops.technique import Arguments, Operand, Stage, Technique
+from omniconv.ops.tracing import call_with_number_sizes, is_traced
 from omniconv.problem import Problem
 
 
@@ -95,6 +96,8 @@ def depthwise_conv(
     key = plan_key(op, input, weight, bias, stride, padding, dilation, padding_mode, activation)
     if (plan := lookup_plan(key)) is not None:
         return plan.run(plan.plan, activation, input, weight, bias)
+    if is_traced():
+        return call_with_number_sizes(depthwise_conv, locals())
     x, weight, bias = prepare_operands(op, rank, input, weight=weight, bias=bias)
     check_weight(op, x, weight, groups=max(x.shape[1], 1))
     check_bias(op, bias, weight.shape[0])

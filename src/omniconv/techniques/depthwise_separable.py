@@ -24,9 +24,10 @@ from omniconv.ops.error_bound import activation_error, linear_error
 from omniconv.ops.grid import TAKES, call_problem, check_channels, grid_stage, normalized, window_arguments
 from omniconv.ops.grid import convolve as convolve_on_grid
 from omniconv.ops.layer import Causal, Layer
-from omniconv.ops.operator import check_bias, check_weight, fail, finalize_output, per_rank, prepare_operands
+from omniconv.ops.operator import check_bias, check_flags, check_weight, fail, finalize_output, per_rank, prepare_operands
 from omniconv.ops.reference import grid_convolution, with_bias
 from omniconv.ops.technique import Arguments, Operand, Peer, Stage, StageArguments, Technique
+from omniconv.ops.tracing import call_with_number_sizes, is_traced
 from omniconv.problem import Problem
 from omniconv.techniques.depthwise import DepthwiseConv, DepthwiseConv1d, DepthwiseConv2d, DepthwiseConv3d
 from omniconv.techniques.pointwise import PointwiseConv, PointwiseConv1d, PointwiseConv2d, PointwiseConv3d
@@ -121,6 +122,8 @@ def depthwise_separable_conv(
     Source: Chollet 2017, arXiv:1610.02357; Howard et al. 2017, arXiv:1704.04861.
     """
     op = f"depthwise_separable_conv{rank}d"
+    if is_traced():
+        return call_with_number_sizes(depthwise_separable_conv, locals())
     x, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias = prepare_operands(
         op,
         rank,
@@ -185,6 +188,7 @@ class DepthwiseSeparableConv(Layer):
         name = type(self).__name__
         check_activation(name, depthwise_activation, "depthwise_activation")
         check_activation(name, activation)
+        check_flags(name, bias=bias)
         normalized(name, self.rank, kernel_size, stride, padding, dilation, padding_mode)
         check_channels(name, groups=1, in_channels=in_channels, out_channels=out_channels, multiplier=multiplier)
         depthwise, pointwise = self.parts

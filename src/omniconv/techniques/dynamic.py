@@ -22,7 +22,7 @@ from omniconv.engines.sequence import DynamicEngine, plan_of
 from omniconv.geometry import Grid, Padding, pads_of
 from omniconv.ops.grid import grid_stage
 from omniconv.ops.layer import Causal, Layer, one_position
-from omniconv.ops.operator import accumulated_in, fail, intercepted, interceptors, is_intercepted, prepare_operands
+from omniconv.ops.operator import accumulated_in, check_flags, fail, intercepted, interceptors, is_intercepted, prepare_operands
 from omniconv.ops.sequence import (
     LAYOUTS,
     TAKES,
@@ -48,6 +48,7 @@ from omniconv.ops.sequence import (
 )
 from omniconv.ops.sequence_peers import DYNAMIC_PEERS
 from omniconv.ops.technique import Arguments, Operand, Stage, StageArguments, Technique
+from omniconv.ops.tracing import call_with_number_sizes, is_traced
 from omniconv.problem import Problem
 from omniconv.techniques.pointwise import pointwise_conv1d
 
@@ -151,11 +152,14 @@ def dynamic_conv1d(
         return intercepted(dynamic_conv1d, locals())
     op = "dynamic_conv1d"
     key = None
-    if padding_mask is None and type(weight_dropout) is float and not (training and weight_dropout):
-        more = (layout, softmax is True, weight_dropout)
+    flags = type(softmax) is type(training) is bool  # others are refused
+    if flags and padding_mask is None and type(weight_dropout) is float and not (training and weight_dropout):
+        more = (layout, softmax, weight_dropout)
         key = plan_key(op, input, kernels, bias, 1, padding, dilation, padding_mode, activation, more)
         if (plan := lookup_plan(key)) is not None:
             return plan.run(plan.plan, activation, input, kernels, bias)
+    if is_traced():
+        return call_with_number_sizes(dynamic_conv1d, locals())
     x, kernels, bias = prepare_operands(op, 1, input, kernels=kernels, bias=bias)
     batched = input.dim() == 3
     axes = axes_of(op, layout, batched)
@@ -264,6 +268,7 @@ class DynamicConv1d(SequenceLayer):
         name = type(self).__name__
         if not isinstance(context, str) or context not in CONTEXTS:
             fail(name, f"context must be one of {', '.join(CONTEXTS)}", repr(context))
+        check_flags(name, projection_bias=projection_bias)
         reach = self.dilation[0] * (self.kernel_size[0] - 1)
         if context == "position" and self.padding != "same_minimal":
             ((before, after),) = pads_of(self.padding, (), self.kernel_size, (1,), self.dilation)

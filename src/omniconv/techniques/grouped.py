@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from omniconv.engines.depthwise import ENGINE
 from omniconv.geometry import Padding
 from omniconv.ops.grid import convolve, torch_convolution
+from omniconv.ops.operator import check_flags
 from omniconv.ops.technique import Technique
 from omniconv.problem import Problem
 from omniconv.techniques.standard import TECHNIQUE as STANDARD
@@ -56,6 +57,7 @@ class GroupedConv(ConvLayer):
         device: Any = None,
         dtype: Any = None,
     ) -> None:
+        check_flags(type(self).__name__, shuffle=shuffle)
         self._build(
             in_channels,
             out_channels,

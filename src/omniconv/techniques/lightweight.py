@@ -46,6 +46,7 @@ from omniconv.ops.sequence import (
 )
 from omniconv.ops.sequence_peers import LIGHTWEIGHT_PEERS
 from omniconv.ops.technique import Arguments, Operand, Stage, Technique
+from omniconv.ops.tracing import call_with_number_sizes, is_traced
 from omniconv.problem import Problem
 
 
@@ -140,10 +141,13 @@ def lightweight_conv1d(
         return intercepted(lightweight_conv1d, locals())
     op = "lightweight_conv1d"
     key: Hashable = None
-    if padding_mask is None and type(softmax) is bool and type(weight_dropout) is float and weight_dropout == 0.0:
+    flags = type(softmax) is type(training) is bool  # others are refused
+    if flags and padding_mask is None and type(weight_dropout) is float and weight_dropout == 0.0:
         key = plan_key(op, input, weight, bias, layout, padding, dilation, padding_mode, activation, softmax)
         if (plan := lookup_plan(key)) is not None:
             return plan.run(plan.plan, activation, input, weight, bias)
+    if is_traced():
+        return call_with_number_sizes(lightweight_conv1d, locals())
     x, weight, bias = prepare_operands(op, 1, input, weight=weight, bias=bias)
     axes = axes_of(op, layout, input.dim() == 3)
     check_axes(op, "weight", "(H, K)", weight, 2)

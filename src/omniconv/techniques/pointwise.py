@@ -24,6 +24,7 @@ from omniconv.ops.layer import Causal, one_position
 from omniconv.ops.operator import check_bias, check_weight, fail, finalize_output, interceptors, per_rank, prepare_operands
 from omniconv.ops.reference import with_bias
 from omniconv.ops.technique import Arguments, Operand, Stage, Technique
+from omniconv.ops.tracing import call_with_number_sizes, is_traced
 from omniconv.problem import Problem
 
 
@@ -38,7 +39,7 @@ def reference(
     """The definition: a matrix product over the channels of every position kept."""
     rank = input.dim() - 2
     for axis, s in enumerate(per_axis("reference", "stride", stride, rank)):
-        input = input.index_select(axis + 2, torch.arange(0, input.shape[axis + 2], s))
+        input = input.index_select(axis + 2, torch.arange(0, input.shape[axis + 2], s, device=input.device))
     y = torch.einsum("oc,nc...->no...", weight.flatten(1), input)
     return activate(with_bias(y, bias), activation)
 
@@ -85,6 +86,8 @@ def pointwise_conv(
     key = plan_key(op, input, weight, bias, stride, 0, 1, "zeros", activation)
     if (plan := lookup_plan(key)) is not None:
         return plan.run(plan.plan, activation, input, weight, bias)
+    if is_traced():
+        return call_with_number_sizes(pointwise_conv, locals())
     x, weight, bias = prepare_operands(op, rank, input, weight=weight, bias=bias)
     check_weight(op, x, weight, groups=1)
     if any(k != 1 for k in weight.shape[2:]):

@@ -26,6 +26,7 @@ from omniconv.ops.grid import convolve as convolve_on_grid
 from omniconv.ops.layer import Layer
 from omniconv.ops.operator import (
     check_bias,
+    check_flags,
     check_weight,
     fail,
     finalize_output,
@@ -36,6 +37,7 @@ from omniconv.ops.operator import (
 )
 from omniconv.ops.reference import grid_convolution
 from omniconv.ops.technique import Arguments, Operand, Peer, Stage, StageArguments, Technique
+from omniconv.ops.tracing import call_with_number_sizes, is_traced
 from omniconv.problem import Problem
 
 
@@ -136,6 +138,8 @@ def separable_conv2d(
     if interceptors and is_intercepted():
         return intercepted(separable_conv2d, locals())
     op = "separable_conv2d"
+    if is_traced():
+        return call_with_number_sizes(separable_conv2d, locals())
     x, weight_column, weight_row, bias = prepare_operands(
         op, 2, input, weight_column=weight_column, weight_row=weight_row, bias=bias
     )
@@ -188,6 +192,7 @@ class SeparableConv2d(Layer):
         self.kernel_size, self.stride, self.padding, self.dilation = windows
         mid = out_channels if mid_channels is None else mid_channels
         check_channels(name, groups=groups, in_channels=in_channels, out_channels=out_channels, mid_channels=mid)
+        check_flags(name, bias=bias)
         check_activation(name, activation)
         self.in_channels, self.out_channels, self.mid_channels, self.groups = in_channels, out_channels, mid, groups
         self.padding_mode, self.activation = padding_mode, activation

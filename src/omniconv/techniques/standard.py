@@ -35,6 +35,7 @@ from omniconv.ops.grid import (
 from omniconv.ops.operator import check_bias, check_weight, fail, finalize_output, interceptors, per_rank, prepare_operands
 from omniconv.ops.reference import grid_convolution
 from omniconv.ops.technique import Arguments, Operand, Stage, Technique
+from omniconv.ops.tracing import call_with_number_sizes, is_traced
 from omniconv.problem import Problem
 
 
@@ -110,6 +111,8 @@ def conv(
         key = plan_key(op, input, weight, bias, stride, padding, dilation, padding_mode, activation, groups)
         if (plan := lookup_plan(key)) is not None:
             return plan.run(plan.plan, activation, input, weight, bias)
+    if is_traced():
+        return call_with_number_sizes(conv, locals())
     x, weight, bias = prepare_operands(op, rank, input, any_dtype=True, weight=weight, bias=bias)
     check_weight(op, x, weight, groups)
     check_bias(op, bias, weight.shape[0])

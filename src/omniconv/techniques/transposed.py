@@ -23,9 +23,19 @@ from omniconv.ops.activation import activate, check_activation
 from omniconv.ops.error_bound import activation_error, linear_error
 from omniconv.ops.grid import call_problem, check_channels
 from omniconv.ops.layer import Layer
-from omniconv.ops.operator import check_bias, check_weight, fail, finalize_output, interceptors, per_rank, prepare_operands
+from omniconv.ops.operator import (
+    check_bias,
+    check_flags,
+    check_weight,
+    fail,
+    finalize_output,
+    interceptors,
+    per_rank,
+    prepare_operands,
+)
 from omniconv.ops.reference import spread_convolution
 from omniconv.ops.technique import Arguments, Operand, Peer, Stage, Technique
+from omniconv.ops.tracing import call_with_number_sizes, is_traced, with_recorded_sizes
 from omniconv.problem import Problem
 
 _CONVOLUTIONS = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -118,6 +128,8 @@ def conv_transpose(
         y = run_aten(TRANSPOSED[rank], rank, input, weight, bias, stride, padding, output_padding, groups, dilation)
         if y is not None:
             return y
+    if is_traced():
+        return call_with_number_sizes(conv_transpose, locals())
     x, weight, bias = prepare_operands(op, rank, input, any_dtype=True, weight=weight, bias=bias)
     check_weight(op, x, weight, groups, in_axis=0)
     check_bias(op, bias, weight.shape[1] * groups)
@@ -125,7 +137,7 @@ def conv_transpose(
     if activation is not None and not x.is_floating_point():
         fail(op, f"activation must be None for an input of {x.dtype}", repr(activation))
     windows = spread(op, x.shape[2:], weight.shape[2:], stride, padding, output_padding, dilation, output_size)
-    return finalize_output(input, rank, convolve, (x, weight, bias), windows, groups, activation=activation)
+    return finalize_output(input, rank, with_recorded_sizes(convolve), (x, weight, bias), windows, groups, activation=activation)
 
 
 _NAMES = {rank: f"conv_transpose{rank}d" for rank in (1, 2, 3)}
@@ -172,6 +184,7 @@ class ConvTranspose(Layer, nn.modules.conv._ConvTransposeNd):
         if padding_mode != "zeros":
             fail(name, "padding_mode must be 'zeros' for a transposed convolution", repr(padding_mode))
         check_channels(name, groups=groups, in_channels=in_channels, out_channels=out_channels)
+        check_flags(name, bias=bias)
         check_activation(name, activation)
         spread(name, (2,) * self.rank, kernel, strides, "valid", extra, dilations)
         super().__init__(

@@ -11,7 +11,8 @@ from omniconv.geometry import Padding
 from omniconv.ops.activation import check_activation
 from omniconv.ops.grid import check_channels, normalized
 from omniconv.ops.layer import Layer
-from omniconv.ops.operator import fail
+from omniconv.ops.operator import check_dense, check_flags, fail
+from omniconv.ops.tracing import number_sizes
 from omniconv.techniques.deformable.op import deform_conv2d
 from omniconv.techniques.standard import Conv2d
 
@@ -64,6 +65,7 @@ class DeformConv2d(Layer):
             raise TypeError(f"{name}: mask_scale must be a number, got {mask_scale!r}")
         if not 0 < mask_scale < math.inf:
             fail(name, "mask_scale must be above 0 and finite", mask_scale)
+        check_flags(name, bias=bias, modulated=modulated)
         check_activation(name, activation)
         self.in_channels, self.out_channels, self.groups, self.offset_groups = in_channels, out_channels, groups, offset_groups
         self.modulated, self.mask_scale, self.activation = modulated, float(mask_scale), activation
@@ -111,8 +113,10 @@ class DeformConv2d(Layer):
 
     def operands(self, input: Tensor, offset: Tensor | None = None, mask: Tensor | None = None) -> dict[str, Any]:
         """The keyword arguments with which ``forward`` calls the op."""
-        if isinstance(input, Tensor) and input.dim() in (3, 4) and input.shape[-3] != self.in_channels:
-            fail(type(self).__name__, f"input must have {self.in_channels} channels", f"shape {tuple(input.shape)}")
+        if isinstance(input, Tensor):
+            check_dense(type(self).__name__, "input", input)
+            if input.dim() in (3, 4) and number_sizes(input)[-3] != self.in_channels:
+                fail(type(self).__name__, f"input must have {self.in_channels} channels", f"shape {tuple(input.shape)}")
         for given, name in ((offset, "an offset"), (mask, "a mask")):
             if given is not None and self.offset_conv is not None:
                 must = f"{name} is only given where offset='external'"

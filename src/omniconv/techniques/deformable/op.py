@@ -22,6 +22,7 @@ from omniconv.ops.operator import (
     prepare_operands,
 )
 from omniconv.ops.reference import at_tap, mixed, taps_of, with_bias
+from omniconv.ops.tracing import call_with_number_sizes, is_traced, with_recorded_sizes
 
 
 def make_windows(op: str, input: Tensor, weight: Tensor, stride: Any, padding: Padding, dilation: Any) -> Grid:
@@ -204,6 +205,8 @@ def deform_conv2d(
     if interceptors and is_intercepted():
         return intercepted(deform_conv2d, locals())
     op = "deform_conv2d"
+    if is_traced():
+        return call_with_number_sizes(deform_conv2d, locals())
     x, offset, weight, bias, mask = prepare_operands(op, 2, input, offset=offset, weight=weight, bias=bias, mask=mask)
     if padding_mode != "zeros":
         fail(op, "padding_mode must be 'zeros' for a deformable convolution", repr(padding_mode))
@@ -226,7 +229,7 @@ def deform_conv2d(
         if t is not None and t.shape != (x.shape[0], channels, *outputs):
             fail(op, f"{name} must have shape {(x.shape[0], channels, *outputs)}", tuple(t.shape))
     operands = (x, offset, weight, bias, mask)
-    return finalize_output(input, 2, convolve, operands, windows, offset_groups, activation=activation)
+    return finalize_output(input, 2, with_recorded_sizes(convolve), operands, windows, offset_groups, activation=activation)
 
 
 def _with_batch(op: str, name: str, t: Tensor, batched: bool) -> Tensor:
