@@ -61,7 +61,7 @@ counters: .venv-counters/run
 
 # A hundred models of timm against its own published results
 zoo: .venv-counters/zoo
-	OMP_NUM_THREADS=1 .venv-counters/bin/python -m pytest --numprocesses=auto tests/test_published.py tests/test_counters.py
+	OMP_NUM_THREADS=1 .venv-counters/bin/python -m pytest --numprocesses=auto tests/analysis/cost/test_published.py tests/benchmarks/test_counters.py
 
 # The tests of the kernels with AddressSanitizer and UndefinedBehaviorSanitizer in the native library. A finding ends its test's process
 # and is printed at the end. Left out: what counts resident memory or runs a compiler.
@@ -73,7 +73,7 @@ sanitize: $(ENV)/test
 	rm -f $(FINDING).*
 	LD_PRELOAD="$(PRELOAD)" OMNICONV_LIBRARY=$(CURDIR)/build/sanitize/_library.so OMNICONV_FUZZ=600 \
 	  ASAN_OPTIONS=detect_leaks=0:log_path=$(FINDING) UBSAN_OPTIONS=print_stacktrace=1:log_path=$(FINDING) \
-	  $(PYTEST) tests/test_build.py tests/test_native.py tests/test_fuzz.py tests/test_forward.py tests/test_gradients.py tests/techniques \
+	  $(PYTEST) tests/test_build.py tests/test_fuzz.py tests/test_forward.py tests/test_gradients.py tests/engines tests/techniques \
 	  -m "not slow" -k "not grow_memory and not declarations and not kernel_object and not compiler"; \
 	  status=$$?; cat $(FINDING).* 2>/dev/null && exit 1; exit $$status
 

@@ -20,6 +20,7 @@ from omniconv.problem import Problem
 from omniconv.techniques import TECHNIQUES, Technique, parse
 from omniconv.testing import make_inputs
 
+REPOSITORY = Path(__file__).parent.parent
 PROBLEMS = Path(__file__).parent / "problems"
 
 Case = tuple[Technique, Problem]

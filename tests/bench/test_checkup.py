@@ -4,7 +4,8 @@ import json
 
 import pytest
 import torch
-from bench_rows import REPOSITORY, benchmark, row
+from bench_rows import benchmark, row
+from cases import REPOSITORY
 from small_network import Net, same, state
 from torch import nn
 from typer.testing import CliRunner

@@ -4,14 +4,13 @@ import doctest
 import importlib.util
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
 import typer
+from cases import REPOSITORY
 from typer.testing import CliRunner
 
-REPOSITORY = Path(__file__).parent.parent
 RESULTS = sorted((REPOSITORY / "benchmarks" / "results").glob("g2p-*.json"))
 
 

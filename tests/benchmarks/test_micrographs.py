@@ -3,16 +3,15 @@
 import doctest
 import importlib
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import typer
+from cases import REPOSITORY
 from PIL import Image
 from typer.testing import CliRunner
 
-REPOSITORY = Path(__file__).parent.parent
 RESULTS = sorted((REPOSITORY / "benchmarks" / "results").glob("micrographs-*.json"))
 WIDTHS = (8, 8, 8, 16, 16)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import VIEWS, cases_of, integer_operands, on
+from cases import REPOSITORY, VIEWS, cases_of, integer_operands, on
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -24,7 +24,7 @@ from omniconv.problem import Problem
 from omniconv.techniques import TECHNIQUES, find, parse
 from omniconv.testing import assert_matches_reference, assert_within_bound, make_inputs
 
-CSRC = Path(__file__).parent.parent / "csrc"
+CSRC = REPOSITORY / "csrc"
 DEPTHWISE = find("depthwise")
 CASES = [case for case in cases_of(DEPTHWISE) if case[1].batch]
 DTYPES = ("f32", "f64", "bf16", "f16")
