@@ -21,6 +21,7 @@ from omniconv.techniques import TECHNIQUES, Technique, parse
 from omniconv.testing import make_inputs
 
 REPOSITORY = Path(__file__).parent.parent
+DATA = REPOSITORY / "build" / "data"
 PROBLEMS = Path(__file__).parent / "problems"
 
 Case = tuple[Technique, Problem]
@@ -30,6 +31,13 @@ def read_problems(path: Path) -> list[str]:
     """The texts of a file, one a line, comments and empty lines left out."""
     lines = (line.split("#", 1)[0].strip() for line in path.read_text().splitlines())
     return [line for line in lines if line]
+
+
+def fetched(path: str) -> Path:
+    """A file or folder of the data that `make data` fetches; the test that asks for it is skipped where it is absent."""
+    if not (DATA / path).exists():
+        pytest.skip(f"{path.split('/')[0]} is not in build/data: make data")
+    return DATA / path
 
 
 def cases_of(technique: Technique) -> tuple[Case, ...]:
