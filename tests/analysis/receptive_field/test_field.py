@@ -7,6 +7,19 @@ from field_support import boxed, example, positive, seen_by_gradient
 
 from omniconv.analysis.receptive_field import receptive_field
 
+# of families that have another member here, and as dear as all the rest
+KINDRED = {
+    "resnet, first version",
+    "resnext",
+    "mobilenet v2",
+    "mnasnet",
+    "efficientnet",
+    "regnet",
+    "shufflenet v1",
+    "u-net, nearest",
+}
+NAMES = [pytest.param(name, marks=pytest.mark.exhaustive if name in KINDRED else ()) for name in NETWORKS]
+
 
 def whole(network, x):
     return network(x)
@@ -17,7 +30,7 @@ def places_of(field):
     return () if not field.window.position else field.axes
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_field_is_the_support_of_the_gradient(name):
     build, shape = NETWORKS[name]
     network = positive(build())
@@ -32,7 +45,7 @@ def test_the_field_is_the_support_of_the_gradient(name):
         assert torch.equal(boxed(field), expected), position
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", NAMES)
 def test_an_input_that_is_large_enough_shows_all_of_it(name):
     build, shape = NETWORKS[name]
     network = positive(build())
