@@ -109,6 +109,19 @@ def one_case_per_op() -> list[Case]:
     return found
 
 
+def on_few_cases() -> pytest.MarkDecorator:
+    """Parametrises a dear test by ``few_cases`` and a case per op.
+
+    All are exhaustive but those of the ops, and a choice that reaches every feature in some technique or other.
+    """
+    cases = {str(p): (t, p) for t, p in [*one_case_per_op(), *few_cases()]}
+    kept = {str(p) for _, p in [*one_case_per_op(), *covering(few_cases())]}
+    marks = {text: () if text in kept else pytest.mark.exhaustive for text in cases}
+    return pytest.mark.parametrize(
+        ("technique", "problem"), [pytest.param(*case, id=text, marks=marks[text]) for text, case in cases.items()]
+    )
+
+
 def integer_operands(technique: Technique, problem: Problem, seed: int = 0) -> dict[str, Tensor]:
     """Small whole numbers."""
     return make_inputs(technique, problem, fill="integers", seed=seed)

@@ -18,6 +18,7 @@ from omniconv.analysis.targets import Input, Target
 from omniconv.bench import checkup as room
 from omniconv.bench.checkup import checkup, committed_rows, ours, quoted
 from omniconv.bench.checkup_tables import checkup_remarks, verdict
+from omniconv.bench.results import RESULTS
 from omniconv.bench.runner import agree
 from omniconv.cli import app
 from omniconv.problem import Problem
@@ -120,7 +121,7 @@ def test_quotes_by_hand(tmp_path):
 
 def test_what_is_committed_is_quoted():
     net = nn.Sequential(nn.Conv2d(32, 32, 3, padding=1, groups=32))
-    (found,) = checkup(target(net, 1, 32, 112, 112)).findings
+    (found,) = checkup(target(net, 1, 32, 112, 112), results=REPOSITORY / RESULTS).findings  # an installed package has none
     assert found.quote.exact
     assert found.quote.layers == 1
     assert "depthwise-amd-epyc-avx512.json" in found.quote.source
