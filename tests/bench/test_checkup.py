@@ -16,9 +16,8 @@ from omniconv.analysis.slow_paths import SLOW_PATHS, slow_paths
 from omniconv.analysis.tables import as_json
 from omniconv.analysis.targets import Input, Target
 from omniconv.bench import checkup as room
-from omniconv.bench.checkup import checkup, committed_rows, ours, quoted
+from omniconv.bench.checkup import RESULTS, checkup, committed_rows, ours, quoted
 from omniconv.bench.checkup_tables import checkup_remarks, verdict
-from omniconv.bench.results import RESULTS
 from omniconv.bench.runner import agree
 from omniconv.cli import app
 from omniconv.problem import Problem
