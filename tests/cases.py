@@ -20,6 +20,8 @@ from omniconv.problem import Problem
 from omniconv.techniques import TECHNIQUES, Technique, parse
 from omniconv.testing import make_inputs
 
+REPOSITORY = Path(__file__).parent.parent
+DATA = REPOSITORY / "build" / "data"
 PROBLEMS = Path(__file__).parent / "problems"
 
 Case = tuple[Technique, Problem]
@@ -29,6 +31,13 @@ def read_problems(path: Path) -> list[str]:
     """The texts of a file, one a line, comments and empty lines left out."""
     lines = (line.split("#", 1)[0].strip() for line in path.read_text().splitlines())
     return [line for line in lines if line]
+
+
+def fetched(path: str) -> Path:
+    """A file or folder of the data that `make data` fetches; the test that asks for it is skipped where it is absent."""
+    if not (DATA / path).exists():
+        pytest.skip(f"{path.split('/')[0]} is not in build/data: make data")
+    return DATA / path
 
 
 def cases_of(technique: Technique) -> tuple[Case, ...]:
@@ -98,6 +107,19 @@ def one_case_per_op() -> list[Case]:
             candidates = [p for _, p in cases_of(technique) if p.rank == rank and p.batch]
             found.append((technique, max(candidates, key=lambda p: (p.batch, min(p.size) > 1, max(p.kernel) > 1))))
     return found
+
+
+def on_few_cases() -> pytest.MarkDecorator:
+    """Parametrises a dear test by ``few_cases`` and a case per op.
+
+    All are exhaustive but those of the ops, and a choice that reaches every feature in some technique or other.
+    """
+    cases = {str(p): (t, p) for t, p in [*one_case_per_op(), *few_cases()]}
+    kept = {str(p) for _, p in [*one_case_per_op(), *covering(few_cases())]}
+    marks = {text: () if text in kept else pytest.mark.exhaustive for text in cases}
+    return pytest.mark.parametrize(
+        ("technique", "problem"), [pytest.param(*case, id=text, marks=marks[text]) for text, case in cases.items()]
+    )
 
 
 def integer_operands(technique: Technique, problem: Problem, seed: int = 0) -> dict[str, Tensor]:

@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-REPOSITORY = Path(__file__).parent.parent
+from cases import REPOSITORY
 
 
 def configure(into: Path, **environment: str) -> str:

@@ -9,6 +9,7 @@ from cases import (
     few_cases,
     layer_input,
     on,
+    on_few_cases,
     one_case_per_op,
     smooth_operands,
 )
@@ -50,7 +51,7 @@ def assert_same_forward_and_backward(technique, problem, backend, dtype=torch.fl
 
 
 @pytest.mark.slow
-@on(few_cases())
+@on_few_cases()
 def test_compiles_to_one_graph(technique, problem):
     assert_same_forward_and_backward(technique, problem, "aot_eager")
 
@@ -94,7 +95,7 @@ def dynamic(x):
 
 
 @pytest.mark.slow
-@on(few_cases())
+@on_few_cases()
 def test_exports_with_dynamic_batch_and_size(technique, problem):
     """The layer's exported program is right at sizes other than those it was traced with."""
     problem = problem.replace(batch=2, size=tuple(i + 5 for i in problem.size))

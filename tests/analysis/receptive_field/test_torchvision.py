@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_receptive_field import boxed, example, positive, seen_by_gradient
+from field_support import boxed, example, positive, seen_by_gradient
 
 from omniconv.analysis.receptive_field import receptive_field
 

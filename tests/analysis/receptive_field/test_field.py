@@ -3,57 +3,26 @@
 import pytest
 import torch
 from field_networks import NETWORKS
-from torch import nn
+from field_support import boxed, example, positive, seen_by_gradient
 
 from omniconv.analysis.receptive_field import receptive_field
 
-AVERAGES = {nn.MaxPool1d: nn.AvgPool1d, nn.MaxPool2d: nn.AvgPool2d, nn.MaxPool3d: nn.AvgPool3d}
-NONLINEAR = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish, nn.Hardsigmoid, nn.GELU, nn.Sigmoid, nn.Tanh, nn.LeakyReLU, nn.ELU)
-
-
-def positive(network: nn.Module) -> nn.Module:
-    """The network with positive weights and without nonlinearities: nothing that is seen can cancel."""
-    network = network.double().eval()
-    for parent in list(network.modules()):
-        for name, child in parent.named_children():
-            if isinstance(child, NONLINEAR):
-                setattr(parent, name, nn.Identity())
-            elif type(child) in AVERAGES:
-                settings = {k: getattr(child, k) for k in ("kernel_size", "stride", "padding", "ceil_mode")}
-                setattr(parent, name, AVERAGES[type(child)](**settings))
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for weight in network.parameters():
-            weight.copy_(torch.rand(weight.shape, generator=generator) + 0.5)
-            weight /= max(weight[0].numel() if weight.dim() > 1 else 1, 1)
-    return network
-
-
-def seen_by_gradient(network, x, of, position, places, axes):
-    """Which positions of the input the output at a position has a gradient for."""
-    x = x.clone().requires_grad_()
-    y = of(network, x)
-    index = [slice(None)] * y.dim()
-    if y.shape[0] == x.shape[0] and 0 not in axes:
-        index[0] = slice(0, 1)
-    for axis, p in zip(places, position, strict=True):
-        index[axis] = slice(p, p + 1)
-    part = y[tuple(index)]
-    generator = torch.Generator().manual_seed(1)
-    (part * (torch.rand(part.shape, generator=generator) + 0.5)).sum().backward()
-    return x.grad.abs().sum([a for a in range(x.dim()) if a not in axes]) > 0
+# of families that have another member here, and as dear as all the rest
+KINDRED = {
+    "resnet, first version",
+    "resnext",
+    "mobilenet v2",
+    "mnasnet",
+    "efficientnet",
+    "regnet",
+    "shufflenet v1",
+    "u-net, nearest",
+}
+NAMES = [pytest.param(name, marks=pytest.mark.exhaustive if name in KINDRED else ()) for name in NETWORKS]
 
 
 def whole(network, x):
     return network(x)
-
-
-def boxed(field):
-    full = torch.zeros([field.input[a] for a in field.axes], dtype=torch.bool)
-    full[tuple(slice(a, b) for a, b in zip(field.window.start, field.window.stop, strict=True))] = torch.from_numpy(
-        field.window.mask
-    )
-    return full
 
 
 def places_of(field):
@@ -61,11 +30,7 @@ def places_of(field):
     return () if not field.window.position else field.axes
 
 
-def example(shape, seed=0):
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + 0.5
-
-
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_field_is_the_support_of_the_gradient(name):
     build, shape = NETWORKS[name]
     network = positive(build())
@@ -80,7 +45,7 @@ def test_the_field_is_the_support_of_the_gradient(name):
         assert torch.equal(boxed(field), expected), position
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", NAMES)
 def test_an_input_that_is_large_enough_shows_all_of_it(name):
     build, shape = NETWORKS[name]
     network = positive(build())

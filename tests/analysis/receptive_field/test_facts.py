@@ -54,7 +54,7 @@ PUBLISHED = {
 }
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if "101" in n else ()) for n in PUBLISHED])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.exhaustive if "101" in n else ()) for n in PUBLISHED])
 def test_published_fields_are_reproduced(name):
     build, size, stride = PUBLISHED[name]
     field = receptive_field(build().eval(), torch.empty(1, 3, 224, 224))

@@ -3,16 +3,15 @@
 import doctest
 import importlib
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import typer
+from cases import REPOSITORY, fetched
 from PIL import Image
 from typer.testing import CliRunner
 
-REPOSITORY = Path(__file__).parent.parent
 RESULTS = sorted((REPOSITORY / "benchmarks" / "results").glob("micrographs-*.json"))
 WIDTHS = (8, 8, 8, 16, 16)
 
@@ -201,3 +200,12 @@ def test_the_committed_result(micrographs, file):
     sizes = {r["parameters"] for r in report["runs"]}
     assert max(sizes) < 1.01 * min(sizes)
     assert micrographs.table(report) in (REPOSITORY / "README.md").read_text()
+
+
+def test_the_pinned_pictures_are_those_that_were_learnt(micrographs):
+    folder = fetched("mnfinder")
+    assert micrographs.digest_of(folder) == micrographs.SHA256
+    counts = {part: len(micrographs.files_of(folder, part)) for part in micrographs.PARTS}
+    for path in RESULTS:
+        told = json.loads(path.read_text())["pictures"]
+        assert {part: told[part] for part in counts} == counts

@@ -1,40 +1,23 @@
 """The native dynamic convolution at every instruction set: exact, under the bound, chunks bit by bit, masks, gradients."""
 
+from functools import partial
+from itertools import product
+
 import pytest
 import torch
+from native_cases import DTYPES, OPS, from_layout, in_layout, integers, needs_proc, normal, on_threads, resident
 from torch.export import Dim
 
 import omniconv
 from omniconv import settings
 from omniconv.functional import dynamic_conv1d
 from omniconv.nn import DynamicConv1d
-from omniconv.ops.sequence import softmax_error
+from omniconv.ops.sequence import LAYOUTS, softmax_error
 from omniconv.techniques import find
 from omniconv.techniques.dynamic import reference
 from omniconv.testing import assert_within_bound
 
-OPS = torch.ops.omniconv
-DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-LAYOUTS = {"NCT": (0, 1, 2), "NTC": (0, 2, 1), "TNC": (2, 0, 1)}
-
-
-def normal(*shape, dtype=torch.float32, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
-
-
-def integers(*shape, dtype=torch.float32, seed=0):
-    return torch.randint(-2, 3, shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-def laid(x, layout):
-    """(N, C, T) in a layout, contiguous."""
-    return x.permute(LAYOUTS[layout]).contiguous()
-
-
-def back(y, layout):
-    """A layout's tensor as (N, C, T)."""
-    order = LAYOUTS[layout]
-    return y.permute([order.index(axis) for axis in range(3)])
+small_integers = partial(integers, most=2)
 
 
 # batch, heads, channels a head, length, kernel, dilation, pads: around the widths of vectors, blocks and tiles, in every layout
@@ -81,49 +64,48 @@ def test_whole_numbers_are_exact_in_every_direction(dtype, layout, level):
     """With masks, dilation, one kernel for all positions; half types round once."""
     for case in CASES:
         for positions in (None, 1):
-            x, kernels, bias, grad_y = drawn(case, integers, torch.float64, positions)
+            x, kernels, bias, grad_y = drawn(case, small_integers, torch.float64, positions)
             mask = torch.rand(x.shape[0], x.shape[2], generator=torch.Generator().manual_seed(5)) < 0.3
             for padding_mask in (None, mask):
                 kwargs = {"padding": (case[6],), "dilation": case[5], "softmax": False, "padding_mask": padding_mask}
                 expected = result_and_gradients(reference, x, kernels, bias, grad_y, **kwargs)
                 ours = result_and_gradients(
-                    dynamic_conv1d, laid(x, layout).to(dtype), kernels.to(dtype), bias.to(dtype), laid(grad_y, layout).to(dtype),
-                    layout=layout, **kwargs,
+                    dynamic_conv1d, in_layout(x, layout).to(dtype), kernels.to(dtype), bias.to(dtype),
+                    in_layout(grad_y, layout).to(dtype), layout=layout, **kwargs,
                 )  # fmt: skip
                 y, grad_x, *rest = ours
                 assert y.is_contiguous()
-                for made, wanted in zip((back(y, layout), back(grad_x, layout), *rest), expected, strict=True):
+                for made, wanted in zip((from_layout(y, layout), from_layout(grad_x, layout), *rest), expected, strict=True):
                     assert torch.equal(made, wanted.to(dtype)), (case, positions)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_softmax_stays_under_the_bound_in_every_direction(dtype, layout, level):
-    for case in CASES:
-        for positions in (None, 1):
-            x, kernels, bias, grad_y = drawn(case, normal, dtype, positions)
-            operands = {"input": laid(x, layout), "kernels": 3 * kernels, "bias": bias}
-            kwargs = {"padding": (case[6],), "dilation": case[5], "layout": layout}
-            for activation in (None, "relu", "silu"):
-                y = dynamic_conv1d(**operands, **kwargs, activation=activation)
-                assert_within_bound(find("dynamic"), operands | kwargs | {"activation": activation}, y)
-            wide = [t.double() for t in operands.values()]
-            expected = result_and_gradients(reference, *wide, laid(grad_y, layout).double(), **kwargs)
-            ours = result_and_gradients(dynamic_conv1d, *operands.values(), laid(grad_y, layout), **kwargs)
-            eps = torch.finfo(dtype).eps
-            for made, wanted in zip(ours, expected, strict=True):
-                torch.testing.assert_close(made.double(), wanted, rtol=4 * eps, atol=64 * max(eps, 2.0**-52) * wanted.abs().max())
+    for i, (case, positions) in enumerate(product(CASES, (None, 1))):
+        x, kernels, bias, grad_y = drawn(case, normal, dtype, positions)
+        operands = {"input": in_layout(x, layout), "kernels": 3 * kernels, "bias": bias}
+        kwargs = {"padding": (case[6],), "dilation": case[5], "layout": layout}
+        activation = (None, "relu", "silu")[(i + list(LAYOUTS).index(layout)) % 3]  # in one layout or another every case meets each
+        y = dynamic_conv1d(**operands, **kwargs, activation=activation)
+        assert_within_bound(find("dynamic"), operands | kwargs | {"activation": activation}, y)
+        wide = [t.double() for t in operands.values()]
+        expected = result_and_gradients(reference, *wide, in_layout(grad_y, layout).double(), **kwargs)
+        ours = result_and_gradients(dynamic_conv1d, *operands.values(), in_layout(grad_y, layout), **kwargs)
+        eps = torch.finfo(dtype).eps
+        for made, wanted in zip(ours, expected, strict=True):
+            torch.testing.assert_close(made.double(), wanted, rtol=4 * eps, atol=64 * max(eps, 2.0**-52) * wanted.abs().max())
 
 
 @pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_what_lies_outside_in_other_modes(layout, mode, level):
     for group, dilation in ((6, 2), (40, 1)):
-        x, kernels, bias, _ = drawn((2, 2, group, 40, 5, dilation, (6, 3)), integers, torch.float32)
+        x, kernels, bias, _ = drawn((2, 2, group, 40, 5, dilation, (6, 3)), small_integers, torch.float32)
         mask = torch.rand(2, 40, generator=torch.Generator().manual_seed(5)) < 0.3
         kwargs = {"padding": ((6, 3),), "dilation": dilation, "softmax": False, "padding_mode": mode, "padding_mask": mask}
-        y = dynamic_conv1d(laid(x, layout), kernels, bias, layout=layout, **kwargs)
-        assert torch.equal(back(y, layout), reference(x, kernels, bias, **kwargs))
+        y = dynamic_conv1d(in_layout(x, layout), kernels, bias, layout=layout, **kwargs)
+        assert torch.equal(from_layout(y, layout), reference(x, kernels, bias, **kwargs))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -175,15 +157,15 @@ def test_chunks_of_any_size_give_the_bits_of_the_whole(kernel, dilation, dtype, 
         x = normal(2, heads * group, length, dtype=dtype)
         kernels, bias = normal(2, heads, kernel, length, dtype=dtype, seed=1), normal(heads * group, dtype=dtype, seed=2)
         kwargs = {"dilation": dilation, "layout": layout, "activation": fused}
-        whole = back(dynamic_conv1d(laid(x, layout), kernels, bias, "causal", **kwargs), layout)
+        whole = from_layout(dynamic_conv1d(in_layout(x, layout), kernels, bias, "causal", **kwargs), layout)
         padded = torch.cat([x.new_zeros(2, heads * group, reach), x], 2)
         at = 0
         generator = torch.Generator().manual_seed(kernel + group)
         while at < length:
             steps = min(int(torch.randint(1, 90, (1,), generator=generator)) if at else 1, length - at)
-            chunk = laid(padded[..., at : at + steps + reach], layout)
+            chunk = in_layout(padded[..., at : at + steps + reach], layout)
             y = dynamic_conv1d(chunk, kernels[..., at : at + steps], bias, "valid", **kwargs)
-            assert torch.equal(back(y, layout), whole[..., at : at + steps]), (at, steps)
+            assert torch.equal(from_layout(y, layout), whole[..., at : at + steps]), (at, steps)
             at += steps
 
 
@@ -200,33 +182,27 @@ def test_taps_that_meet_only_padding_count_as_if_it_were_there(layout, softmax, 
             if special is not None:
                 kernels[0, 1, 0, 0] = kernels[0, 1, -1, -1] = special  # at the first and the last position there is only padding
             kwargs = {"layout": layout, "softmax": softmax}
-            y = dynamic_conv1d(laid(x, layout), kernels, bias, ((before, after),), **kwargs)
+            y = dynamic_conv1d(in_layout(x, layout), kernels, bias, ((before, after),), **kwargs)
             padded = torch.nn.functional.pad(x, (before, after))
-            wanted = dynamic_conv1d(laid(padded, layout), kernels, bias, "valid", **kwargs)
+            wanted = dynamic_conv1d(in_layout(padded, layout), kernels, bias, "valid", **kwargs)
             assert torch.equal(y.view(torch.int32), wanted.view(torch.int32)), (length, kernel, group, special)
-            assert (special is None) == bool(back(y, layout)[0, group:, 0].isfinite().all())
+            assert (special is None) == bool(from_layout(y, layout)[0, group:, 0].isfinite().all())
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_threads_and_batch_leave_the_bits_alone(layout, level):
-    threads = torch.get_num_threads()
     for heads, group, length in ((4, 16, 300), (6, 3, 1100)):
         x, kernels, bias, grad_y = drawn((5, heads, group, length, 7, 1, (3, 3)), normal, torch.float32)
-        everything = [laid(x, layout), kernels, bias, laid(grad_y, layout)]
-        try:
-            made = []
-            for count in (1, 2):
-                torch.set_num_threads(count)
-                made.append(result_and_gradients(dynamic_conv1d, *everything, layout=layout)[:3])
-        finally:
-            torch.set_num_threads(threads)
+        everything = [in_layout(x, layout), kernels, bias, in_layout(grad_y, layout)]
+        call = partial(result_and_gradients, dynamic_conv1d, *everything, layout=layout)
+        made = [on_threads(count, call)[:3] for count in (1, 2)]
         assert all(torch.equal(a, b) for a, b in zip(*made, strict=True))
         alone = result_and_gradients(
-            dynamic_conv1d, laid(x[3:4], layout), kernels[3:4], bias, laid(grad_y[3:4], layout), layout=layout
+            dynamic_conv1d, in_layout(x[3:4], layout), kernels[3:4], bias, in_layout(grad_y[3:4], layout), layout=layout
         )
         y, grad_x, grad_kernels = made[0]
-        assert torch.equal(back(y, layout)[3:4], back(alone[0], layout))
-        assert torch.equal(back(grad_x, layout)[3:4], back(alone[1], layout))
+        assert torch.equal(from_layout(y, layout)[3:4], from_layout(alone[0], layout))
+        assert torch.equal(from_layout(grad_x, layout)[3:4], from_layout(alone[1], layout))
         assert torch.equal(grad_kernels[3:4], alone[2])
 
 
@@ -240,12 +216,12 @@ def test_a_nan_under_the_mask_does_not_spread(layout, level):
         dirty = x.masked_fill(mask[:, None], float("nan"))
         kwargs = {"padding": "causal", "layout": layout, "padding_mask": mask}
         ours, expected = (
-            result_and_gradients(dynamic_conv1d, laid(t, layout), kernels, bias, laid(grad_y, layout), **kwargs)
+            result_and_gradients(dynamic_conv1d, in_layout(t, layout), kernels, bias, in_layout(grad_y, layout), **kwargs)
             for t in (dirty, clean)
         )
         for made, wanted in zip(ours, expected, strict=True):
             assert torch.equal(made, wanted)
-        assert (back(ours[1], layout).transpose(1, 2)[mask] == 0).all()
+        assert (from_layout(ours[1], layout).transpose(1, 2)[mask] == 0).all()
 
 
 @pytest.mark.parametrize("positions", [None, 1])
@@ -254,7 +230,7 @@ def test_gradients_and_their_gradients(layout, positions):
     x, kernels, bias, _ = drawn((2, 2, 2, 6, 3, 2, (3, 1)), normal, torch.float64, positions)
     mask = torch.zeros(2, 6, dtype=torch.bool)
     mask[1, 2] = True
-    tensors = [t.requires_grad_() for t in (laid(x, layout), kernels, bias)]
+    tensors = [t.requires_grad_() for t in (in_layout(x, layout), kernels, bias)]
 
     def call(x, kernels, bias):
         return dynamic_conv1d(x, kernels, bias, ((3, 1),), dilation=2, layout=layout, padding_mask=mask, activation="silu")
@@ -267,7 +243,7 @@ def test_gradients_and_their_gradients(layout, positions):
 def test_opcheck(layout):
     name = list(LAYOUTS)[layout]
     x, kernels, bias, grad_y = drawn((2, 2, 9, 20, 3, 2, (3, 1)), normal, torch.float32)
-    x, grad_y = laid(x, name), laid(grad_y, name)
+    x, grad_y = in_layout(x, name), in_layout(grad_y, name)
     mask = torch.zeros(2, 20, dtype=torch.bool)
     place = (layout, [3, 1], 2)
     torch.library.opcheck(OPS.dynamic.default, (x, kernels, bias, mask, *place, 0, True, None, 0, 3, True))
@@ -278,7 +254,7 @@ def test_opcheck(layout):
 
 
 def test_the_raw_ops_take_any_strides():
-    x, kernels, bias, grad_y = drawn((2, 2, 9, 20, 3, 1, (1, 1)), integers, torch.float32)
+    x, kernels, bias, grad_y = drawn((2, 2, 9, 20, 3, 1, (1, 1)), small_integers, torch.float32)
     mask = torch.zeros(20, 2, dtype=torch.bool)
     mask[3, 1] = True
     strange = [t.transpose(1, -1).contiguous().transpose(1, -1) for t in (x, kernels, grad_y)]
@@ -444,10 +420,10 @@ def test_calls_drop_independently_and_rate_one_drops_all():
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_gradients_are_those_of_the_weights_that_were_dropped(layout, positions, level):
     x, kernels, bias, grad_y = drawn((2, 2, 3, 40, 5, 1, (2, 2)), normal, torch.float64, positions)
-    grad_y = laid(grad_y, layout)
+    grad_y = in_layout(grad_y, layout)
     torch.manual_seed(3)
     ours = result_and_gradients(
-        dynamic_conv1d, laid(x, layout), kernels, bias, grad_y, layout=layout, weight_dropout=0.4, training=True
+        dynamic_conv1d, in_layout(x, layout), kernels, bias, grad_y, layout=layout, weight_dropout=0.4, training=True
     )
     torch.manual_seed(3)
     seed = torch.randint(-(2**63), 2**63 - 1, (1,))
@@ -456,7 +432,7 @@ def test_gradients_are_those_of_the_weights_that_were_dropped(layout, positions,
         weights = kernels.softmax(2) * OPS.dynamic_dropout_scale(kernels.detach(), seed, round(0.4 * 2**32))
         return reference(x, weights, bias, softmax=False, layout=layout)
 
-    for made, wanted in zip(ours, result_and_gradients(dropped, laid(x, layout), kernels, bias, grad_y), strict=True):
+    for made, wanted in zip(ours, result_and_gradients(dropped, in_layout(x, layout), kernels, bias, grad_y), strict=True):
         torch.testing.assert_close(made, wanted, rtol=1e-9, atol=1e-9)
 
 
@@ -494,7 +470,7 @@ def test_composite_paths_and_transforms_agree():
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_flushes_denormals_unless_precise(layout, level):
     x, kernels = torch.full((1, 24, 40), 1e-40), torch.full((1, 1, 3, 40), 1.0)
-    x = laid(x, layout)
+    x = in_layout(x, layout)
 
     def everything():
         operands = [x.clone().requires_grad_(), kernels.clone().requires_grad_()]
@@ -508,17 +484,14 @@ def test_flushes_denormals_unless_precise(layout, level):
             assert (made > 0).any()
 
 
+@needs_proc
 @pytest.mark.slow
 def test_calls_of_varying_length_do_not_grow():
-    def resident():
-        with open("/proc/self/statm") as statm:
-            return int(statm.read().split()[1]) * 4096
-
     lengths = torch.randint(1, 200, (10_000,), generator=torch.Generator().manual_seed(0)).tolist()
     x, kernels = normal(2, 32, 200), normal(2, 4, 5, 200, seed=1)
     for i, length in enumerate(lengths):
         layout = list(LAYOUTS)[i % 3]
-        dynamic_conv1d(laid(x[..., :length], layout), kernels[..., :length], layout=layout)
+        dynamic_conv1d(in_layout(x[..., :length], layout), kernels[..., :length], layout=layout)
         if i == 1000:
             before = resident()
-    assert resident() - before < 8 << 20
+    assert resident() - before < 8 << 10, "kB"

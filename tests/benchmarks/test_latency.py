@@ -3,10 +3,10 @@
 import doctest
 import importlib
 import json
-from pathlib import Path
 
 import pytest
 import torch
+from cases import REPOSITORY
 from torch import nn
 from typer.testing import CliRunner
 
@@ -15,7 +15,6 @@ from omniconv.models import drn_d_22
 from omniconv.nn import Conv2d, DilatedConv2d, PointwiseConv2d, SeparableConv2d
 from omniconv.ops.layer import Layer
 
-REPOSITORY = Path(__file__).parent.parent
 RESULTS = sorted((REPOSITORY / "benchmarks" / "results").glob("latency-*.json"))
 EAGER = ["torch contiguous", "torch channels-last", "omniconv contiguous", "omniconv channels-last"]
 COMPILED = ["torch.compile", "torch.compile frozen", "omniconv, torch.compile frozen"]

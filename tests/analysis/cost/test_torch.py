@@ -138,7 +138,7 @@ def test_dataclasses_are_opened_and_any_keyword_may_be_given():
     assert (found.macs_dense, found.backward.macs_dense) == (972, 972)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*torch.jit:FutureWarning")  # torch 2.15
 @pytest.mark.parametrize("made", [torch.jit.script, lambda m: torch.jit.trace(m, torch.ones(1, 3, 5, 5)), torch.compile])
 def test_compiled_networks(made):
     network = nn.Sequential(made(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())), nn.Conv2d(4, 2, 1)).train()

@@ -4,6 +4,7 @@ from itertools import product
 
 import pytest
 import torch
+from native_cases import in_layout, integers
 
 from omniconv.functional import dynamic_conv1d, lightweight_conv1d
 from omniconv.ops.sequence import LAYOUTS
@@ -11,10 +12,6 @@ from omniconv.settings import composite_only
 from omniconv.techniques import find
 
 BATCH = 2
-
-
-def integers(*shape: int, seed: int) -> torch.Tensor:
-    return torch.randint(-3, 4, shape, generator=torch.Generator().manual_seed(seed)).float()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -27,10 +24,9 @@ def test_outputs_may_be_more_or_fewer_than_positions(form, layout, channels, lev
         if outputs < 1 or channels % heads:
             continue
         shape = (heads, taps) if form == "lightweight" else (BATCH, heads, taps, outputs if form == "dynamic" else 1)
-        order = LAYOUTS[layout].order
-        x = integers(BATCH, channels, length, seed=0).permute(order).contiguous().requires_grad_()
+        x = in_layout(integers(BATCH, channels, length), layout).requires_grad_()
         operands = (x, integers(*shape, seed=1).requires_grad_(), integers(channels, seed=2).requires_grad_())
-        grad_y = integers(BATCH, channels, outputs, seed=3).permute(order).contiguous()
+        grad_y = in_layout(integers(BATCH, channels, outputs, seed=3), layout)
 
         def everything(operands=operands, pads=pads, grad_y=grad_y):
             y = op(*operands, (pads,), softmax=False, layout=layout)

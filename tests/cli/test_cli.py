@@ -218,13 +218,17 @@ def test_ctrl_c(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-c", program, *SMALL], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    for _ in range(600):
-        if ready.exists():
-            break
-        time.sleep(0.1)
-    time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    try:
+        for _ in range(600):
+            if ready.exists() or process.poll() is not None:
+                break
+            time.sleep(0.1)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:  # nothing is left running when the wait above is over
+        process.kill()
+        process.wait()
     assert process.returncode == 130, err
     assert out.rstrip().endswith("interrupted")
     assert "Traceback" not in err

@@ -3,14 +3,13 @@
 import importlib.util
 import json
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from cases import REPOSITORY
 
 from omniconv.analysis import cost
 
-REPOSITORY = Path(__file__).parent.parent
 RESULTS = REPOSITORY / "benchmarks/results/counters.json"
 
 

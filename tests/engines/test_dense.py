@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from native_cases import DTYPES, OPS, called, integers, normal, on_threads
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import omniconv
@@ -18,8 +18,6 @@ from omniconv.problem import Problem
 from omniconv.techniques import find
 from omniconv.testing import assert_within_bound
 
-OPS = torch.ops.omniconv
-DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 # (N, C, O, T): around the vectors of every level and dtype, around the tiles and the depth of 256, more than one group of rows
 SHAPES = [
     (1, 1, 1, 1),
@@ -45,36 +43,10 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def normal(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
-
-
-def integers(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
-    return torch.randint(-3, 4, shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
 def operands(
     fill: Callable[..., Tensor], n: int, c: int, o: int, t: int, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor, Tensor]:
     return fill(n, c, t, dtype=dtype), fill(o, c, 1, dtype=dtype, seed=1), fill(o, dtype=dtype, seed=2)
-
-
-class Calls(TorchDispatchMode):
-    """The ops that reach the dispatcher, by name."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.append(func.name())
-        return func(*args, **(kwargs or {}))
-
-
-def called(function: Callable[[], Any]) -> list[str]:
-    with Calls() as calls:
-        function()
-    return calls.names
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -168,14 +140,7 @@ def test_threads_leave_the_bits_alone(shape: tuple[int, ...], dtype: torch.dtype
         y = pointwise_conv1d(*leaves)
         return [y.detach(), *torch.autograd.grad(y, leaves, torch.ones_like(y))[:2]]
 
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        one = everything()
-        torch.set_num_threads(3)
-        three = everything()
-    finally:
-        torch.set_num_threads(threads)
+    one, three = (on_threads(count, everything) for count in (1, 3))
     assert all(torch.equal(a, b) for a, b in zip(one, three, strict=True))
 
 

@@ -1,50 +1,25 @@
-"""The native path: it is there, it is what runs, it is right at every instruction set; nothing leaks or is exported by the way."""
+"""The native depthwise convolution at every instruction set: it is what runs, it is right, nothing leaks."""
 
-import os
 import re
-import shutil
-import subprocess
-import sys
-from importlib.util import find_spec
-from pathlib import Path
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from cases import VIEWS, cases_of, integer_operands, on
-from torch.utils._python_dispatch import TorchDispatchMode
+from native_cases import OPS, called, needs_proc, on_threads, resident
 from torch.utils.flop_counter import FlopCounterMode
 
 import omniconv
-from omniconv import _native, settings
+from omniconv import settings
 from omniconv.functional import conv2d, depthwise_conv1d, depthwise_conv2d
 from omniconv.problem import Problem
 from omniconv.techniques import find, parse
 from omniconv.testing import assert_matches_reference, assert_within_bound, make_inputs
 
-CSRC = Path(__file__).parent.parent / "csrc"
 DEPTHWISE = find("depthwise")
 CASES = [case for case in cases_of(DEPTHWISE) if case[1].batch]
 DTYPES = ("f32", "f64", "bf16", "f16")
-
-
-class Calls(TorchDispatchMode):
-    """The names of the ops that reach the dispatcher."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names = [*getattr(self, "names", []), func.name()]
-        return func(*args, **(kwargs or {}))
-
-
-def called(function):
-    with Calls() as calls:
-        function()
-    return getattr(calls, "names", [])
-
-
-def test_the_library_is_there():
-    """A silent fall-back would pass every other test."""
-    assert _native.AVAILABLE, _native.WHY_ABSENT
 
 
 @on(CASES)
@@ -298,15 +273,7 @@ def test_threads_and_batch_leave_the_bits_alone(text, dtype, level):
         y = technique.call(problem, {"input": x, "weight": w, "bias": b})
         return [y.detach(), *torch.autograd.grad(y, (x, w, b), torch.ones_like(y))]
 
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        one = everything()
-        alone = everything(slice(2, 3))
-        torch.set_num_threads(3)
-        three = everything()
-    finally:
-        torch.set_num_threads(threads)
+    one, alone, three = on_threads(1, everything), on_threads(1, partial(everything, slice(2, 3))), on_threads(3, everything)
     assert all(torch.equal(a, b) for a, b in zip(one, three, strict=True))
     assert all(torch.equal(a[2:3], b) for a, b in zip(one[:2], alone[:2], strict=True))
 
@@ -369,9 +336,6 @@ def test_torchs_flop_counter_sees_the_raw_ops(text):
     assert ours.get_total_flops() == 3 * torchs.get_total_flops() > 0
 
 
-OPS = torch.ops.omniconv
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_opcheck(memory_format, dtype):
@@ -419,11 +383,7 @@ def test_the_raw_op_refuses_windows(windows):
         OPS.depthwise(torch.randn(1, 4, 9), torch.randn(4, 1, 3), None, *windows, 0, 0, False, True)
 
 
-def resident() -> int:
-    return int(re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text()).group(1))
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident memory is read from /proc")
+@needs_proc
 @pytest.mark.slow
 def test_nothing_leaks():
     """10⁵ calls, good and refused, forward and backward: a lost handle or list would cost some hundred bytes each."""
@@ -444,7 +404,7 @@ def test_nothing_leaks():
     assert resident() - before < 1000, "kB"
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident memory is read from /proc")
+@needs_proc
 def test_varying_shapes_do_not_grow_memory():
     w = torch.randn(4, 1, 3, 3)
     for size in (300, 700):
@@ -453,90 +413,6 @@ def test_varying_shapes_do_not_grow_memory():
     for size in range(300, 700, 3):
         depthwise_conv2d(torch.randn(1, 4, size, 1000 - size), w, padding=1)
     assert resident() - before < 30_000, "kB"
-
-
-compiler = shutil.which("g++") or shutil.which("clang++")
-
-
-@pytest.mark.skipif(compiler is None, reason="there is no compiler")
-def test_our_declarations_are_torchs(tmp_path):
-    """Both headers in one translation unit: a signature that differs is a compile error."""
-    include = Path(torch.__file__).parent / "include"
-    source = tmp_path / "agree.cpp"
-
-    def compiles(ours: str) -> bool:
-        source.write_text(
-            "#include <torch/csrc/inductor/aoti_torch/c/shim.h>\n#include <torch/csrc/stable/c/shim.h>\n"
-            + ours.replace("#pragma once", "")
-        )
-        command = [compiler, "-std=c++20", "-fsyntax-only", f"-I{include}", f"-I{include}/torch/csrc/api/include", str(source)]
-        return subprocess.run(command, capture_output=True).returncode == 0
-
-    ours = (CSRC / "torch_c.h").read_text()
-    assert compiles(ours)
-    wrong = ours.replace("torch_parallel_for(int64_t", "torch_parallel_for(int32_t")
-    assert wrong != ours
-    assert not compiles(wrong)
-
-
-def library() -> str:
-    return os.environ.get("OMNICONV_LIBRARY") or find_spec("omniconv._library").origin
-
-
-@pytest.mark.skipif(shutil.which("nm") is None, reason="there is no nm")
-def test_the_library_exports_one_function_and_wants_only_the_stable_abi():
-    lines = subprocess.run(["nm", "-D", library()], capture_output=True, text=True, check=True).stdout.splitlines()
-    defined = {line.split()[-1] for line in lines if " T " in line or " D " in line or " B " in line}
-    assert defined == {"omniconv_isa"}
-    wanted = {line.split()[-1] for line in lines if " U " in line}
-    torchs = {name for name in wanted if "torch" in name}
-    assert torchs <= set(re.findall(r"\b((?:aoti_)?torch_[a-z0-9_]+)\(", (CSRC / "torch_c.h").read_text()))
-    assert not {name for name in wanted if name.startswith(("_ZN2at", "_ZN3c10", "Py", "GOMP"))}
-
-
-@pytest.mark.skipif(compiler is None or shutil.which("nm") is None, reason="there is no compiler")
-@pytest.mark.parametrize("kernel", sorted(CSRC.glob("kernels/*.kernel.cpp")), ids=lambda p: p.name)
-def test_a_kernel_object_exports_its_table_alone(kernel, tmp_path):
-    """Anything else could be merged with the copy of another instruction set, and die of an illegal instruction."""
-    made = tmp_path / "kernel.o"
-    command = [
-        compiler,
-        "-std=gnu++17",
-        "-O1",
-        "-fno-exceptions",
-        "-fno-rtti",
-        "-Wno-psabi",
-        "-DISA=isa_base",
-        "-DVECTOR_BYTES=16",
-        f"-I{CSRC}",
-        "-c",
-    ]
-    subprocess.run([*command, str(kernel), "-o", str(made)], check=True, capture_output=True)
-    lines = subprocess.run(["nm", "-C", str(made)], capture_output=True, text=True, check=True).stdout.splitlines()
-    exported = [line.split(maxsplit=2)[-1] for line in lines if re.search(r" [A-TV-Z] ", line)]
-    family = kernel.name.removesuffix(".kernel.cpp")
-    assert exported == [f"omniconv::isa_base::{family}"]
-
-
-def python(code: str, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | environment, check=False)
-
-
-def test_the_environment_caps_the_level():
-    code = "from omniconv import _native; print(_native.isa(), len(_native.levels()))"
-    assert python(code, OMNICONV_ISA="base").stdout.split() == ["base", "1"]
-    assert "OMNICONV_ISA must be one of base, avx2, avx512, got 'sse'" in python(code, OMNICONV_ISA="sse").stderr
-
-
-def test_a_library_that_cannot_load_is_one_warning_and_the_composite_path(tmp_path):
-    broken = tmp_path / "broken.so"
-    broken.write_text("not a library")
-    call = "f(torch.ones(1, 1, 3), torch.ones(1, 1, 3)).item()"
-    code = f"import torch, omniconv; from omniconv.functional import depthwise_conv1d as f; print({call})"
-    done = python(code, OMNICONV_LIBRARY=str(broken))
-    assert done.stdout.strip() == "3.0", done.stderr
-    assert done.stderr.count("RuntimeWarning") == 1
-    assert "cannot be loaded" in done.stderr
 
 
 def test_problem_ids_reach_every_form_of_the_kernels():

@@ -7,7 +7,8 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from bench_rows import REPOSITORY, SMALL, TINY, benchmark, measured, row, timing
+from bench_rows import SMALL, TINY, benchmark, measured, row, timing
+from cases import REPOSITORY
 
 from omniconv.analysis.tables import as_csv, as_json
 from omniconv.bench.layer_lists import measurable

@@ -2,15 +2,15 @@
 
 import csv
 import importlib
-from pathlib import Path
 
 import pytest
 import torch
+from cases import REPOSITORY
 from published_networks import NETWORKS
 
 from omniconv.analysis import cost
 
-FOLDER = Path(__file__).parent / "published"
+FOLDER = REPOSITORY / "tests/published"
 
 
 def _rows(name: str) -> list[dict[str, str]]:

@@ -4,7 +4,8 @@ import json
 
 import pytest
 import torch
-from bench_rows import REPOSITORY, benchmark, row
+from bench_rows import benchmark, row
+from cases import REPOSITORY
 from small_network import Net, same, state
 from torch import nn
 from typer.testing import CliRunner
@@ -15,7 +16,7 @@ from omniconv.analysis.slow_paths import SLOW_PATHS, slow_paths
 from omniconv.analysis.tables import as_json
 from omniconv.analysis.targets import Input, Target
 from omniconv.bench import checkup as room
-from omniconv.bench.checkup import checkup, committed_rows, ours, quoted
+from omniconv.bench.checkup import RESULTS, checkup, committed_rows, ours, quoted
 from omniconv.bench.checkup_tables import checkup_remarks, verdict
 from omniconv.bench.runner import agree
 from omniconv.cli import app
@@ -119,7 +120,7 @@ def test_quotes_by_hand(tmp_path):
 
 def test_what_is_committed_is_quoted():
     net = nn.Sequential(nn.Conv2d(32, 32, 3, padding=1, groups=32))
-    (found,) = checkup(target(net, 1, 32, 112, 112)).findings
+    (found,) = checkup(target(net, 1, 32, 112, 112), results=REPOSITORY / RESULTS).findings  # an installed package has none
     assert found.quote.exact
     assert found.quote.layers == 1
     assert "depthwise-amd-epyc-avx512.json" in found.quote.source

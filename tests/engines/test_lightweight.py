@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from native_cases import DTYPES, OPS, in_layout, integers, normal, on_threads
 from torch.utils.flop_counter import FlopCounterMode
 
 from omniconv import settings
@@ -18,23 +19,8 @@ from omniconv.techniques import find
 from omniconv.techniques.lightweight import reference
 from omniconv.testing import assert_within_bound
 
-OPS = torch.ops.omniconv
 TECHNIQUE = find("lightweight")
-DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 MODES = ("zeros", "reflect", "replicate", "circular")
-
-
-def normal(*shape, dtype=torch.float32, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
-
-
-def integers(*shape, dtype=torch.float32, seed=0):
-    return torch.randint(-3, 4, shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-def laid(x, layout):
-    """(N, C, T) contiguous in a layout."""
-    return x.permute(LAYOUTS[layout].order).contiguous()
 
 
 def padding_mask(batch, length, seed=9):
@@ -64,7 +50,7 @@ def test_whole_numbers_are_exact_in_every_direction(sizes, dtype, layout, level)
     reach = dilation * (taps - 1)
     if reach:
         arguments["padding"] = ((reach // 3, reach - reach // 3),)
-    x = laid(x, layout).double().requires_grad_()
+    x = in_layout(x, layout).double().requires_grad_()
     w, b = w.double().requires_grad_(), b.double().requires_grad_()
     expected = reference(x, w, b, **arguments)
     grad_y = integers(*expected.shape, dtype=torch.float64, seed=3).clamp(-1, 1)
@@ -89,7 +75,7 @@ def test_whole_numbers_are_exact_in_every_direction(sizes, dtype, layout, level)
 )
 def test_stays_under_the_bound(channels, heads, taps, length, dtype, layout, masked, mode, level):
     x, w, b = (
-        laid(normal(2, channels, length), layout).to(dtype),
+        in_layout(normal(2, channels, length), layout).to(dtype),
         2 * normal(heads, taps, dtype=dtype, seed=1),
         normal(channels, dtype=dtype),
     )
@@ -111,12 +97,12 @@ def test_chunks_of_any_size_give_the_bits_of_the_whole(channels, heads, taps, di
     x, w, b = normal(2, channels, 300, dtype=dtype), normal(heads, taps, seed=1, dtype=dtype), normal(channels, dtype=dtype)
     time, past = LAYOUTS[layout].time, dilation * (taps - 1)
     run = partial(lightweight_conv1d, weight=w, bias=b, dilation=dilation, layout=layout, activation="relu")
-    whole = run(laid(x, layout), padding="causal")
+    whole = run(in_layout(x, layout), padding="causal")
     before = torch.cat([x.new_zeros(2, channels, past), x], 2)
     generator, at = torch.Generator().manual_seed(taps), 0
     while at < 300:
         steps = min(int(torch.randint(1, 40, (), generator=generator)), 300 - at)
-        chunk = run(laid(before[..., at : at + past + steps], layout), padding="valid")
+        chunk = run(in_layout(before[..., at : at + past + steps], layout), padding="valid")
         assert torch.equal(chunk, whole.narrow(time, at, steps))
         at += steps
 
@@ -130,7 +116,7 @@ def test_every_length_of_a_block_of_outputs(channels, heads, taps, layout, level
         for pads in ((taps - 1, 0), (0, taps - 1), (taps // 2, taps + 3)):
             x, w, b = integers(2, channels, length), integers(heads, taps, seed=1), integers(channels, seed=2)
             expected = reference(x.double(), w.double(), b.double(), (pads,), softmax=False)
-            y = lightweight_conv1d(laid(x, layout), w, b, (pads,), softmax=False, layout=layout)
+            y = lightweight_conv1d(in_layout(x, layout), w, b, (pads,), softmax=False, layout=layout)
             assert torch.equal(LAYOUTS[layout].channel_first(y).double(), expected), (length, pads)
 
 
@@ -141,7 +127,7 @@ def test_padding_meets_weights_that_are_not_finite(taps, number, layout, level):
     """Zeros of padding are multiplied by them, as in the definition; a tap is left out only where that changes nothing."""
     x, w = normal(1, 32, 5), normal(2, taps, seed=1)
     w[0, 0] = number
-    y = lightweight_conv1d(laid(x, layout), w, None, "causal", softmax=False, layout=layout)
+    y = lightweight_conv1d(in_layout(x, layout), w, None, "causal", softmax=False, layout=layout)
     y = LAYOUTS[layout].channel_first(y)
     assert torch.equal(y.isnan(), reference(x, w, None, "causal", softmax=False).isnan())
     assert y[:, :16, : min(5, taps - 1)].isnan().all()
@@ -152,23 +138,17 @@ def test_padding_meets_weights_that_are_not_finite(taps, number, layout, level):
 @pytest.mark.parametrize(("heads", "taps"), [(1, 7), (4, 31), (64, 3)])
 def test_threads_and_batch_leave_the_bits_alone(heads, taps, layout, level):
     x, w, b = normal(5, 64, 500), normal(heads, taps, seed=1), normal(64)
-    mask, before = padding_mask(5, 500), torch.get_num_threads()
+    mask = padding_mask(5, 500)
 
     def everything():
-        operands = [t.detach().requires_grad_() for t in (laid(x, layout), w, b)]
+        operands = [t.detach().requires_grad_() for t in (in_layout(x, layout), w, b)]
         y = lightweight_conv1d(*operands, layout=layout, padding_mask=mask)
         return y, *torch.autograd.grad(y, operands, y.detach())
 
-    try:
-        torch.set_num_threads(1)
-        one = everything()
-        torch.set_num_threads(2)
-        two = everything()
-    finally:
-        torch.set_num_threads(before)
+    one, two = (on_threads(count, everything) for count in (1, 2))
     for a, c in zip(one, two, strict=True):
         assert torch.equal(a, c)
-    alone = lightweight_conv1d(laid(x[3:4], layout), w, b, layout=layout, padding_mask=mask[3:4])
+    alone = lightweight_conv1d(in_layout(x[3:4], layout), w, b, layout=layout, padding_mask=mask[3:4])
     assert torch.equal(alone, one[0].narrow(LAYOUTS[layout].batch, 3, 1))
 
 
@@ -176,8 +156,8 @@ def test_threads_and_batch_leave_the_bits_alone(heads, taps, layout, level):
 @pytest.mark.parametrize("taps", [3, 12])
 def test_what_the_mask_hides_does_not_come_through(taps, layout, level):
     x, w, mask = normal(2, 20, 40), normal(4, taps, seed=1), padding_mask(2, 40)
-    filled = laid(x.masked_fill(mask[:, None], 0), layout)
-    hidden = laid(x.masked_fill(mask[:, None], float("nan")), layout)
+    filled = in_layout(x.masked_fill(mask[:, None], 0), layout)
+    hidden = in_layout(x.masked_fill(mask[:, None], float("nan")), layout)
     found = []
     for value in (filled, hidden):
         operands = [value.requires_grad_(), w.clone().requires_grad_()]
@@ -192,7 +172,7 @@ def test_what_the_mask_hides_does_not_come_through(taps, layout, level):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_gradients_twice(layout, softmax):
     x, w, b = (
-        laid(normal(2, 6, 7, dtype=torch.float64), layout),
+        in_layout(normal(2, 6, 7, dtype=torch.float64), layout),
         normal(3, 4, dtype=torch.float64, seed=1),
         normal(6, dtype=torch.float64),
     )
@@ -226,7 +206,7 @@ def test_both_orders_of_heads(layout, level):
     x = normal(2, 12, 20)
     for kind, head in ((LightweightConv1d, lambda c: c // 4), (InterleavedLightweightConv1d, lambda c: c % 3)):
         layer = kind(12, 5, 3, layout=layout)
-        y = LAYOUTS[layout].channel_first(layer(laid(x, layout)))
+        y = LAYOUTS[layout].channel_first(layer(in_layout(x, layout)))
         for c in range(12):
             alone = lightweight_conv1d(x[:, c : c + 1].contiguous(), layer.weight[head(c) : head(c) + 1])
             assert torch.equal(y[:, c], alone[:, 0])
