@@ -7,6 +7,7 @@
 #include "kernels/depthwise.h"
 #include "kernels/depthwise_window.h"
 #include "simd/part.h"
+#include "simd/shuffle.h"
 
 namespace omniconv {
 namespace {
@@ -116,45 +117,6 @@ struct Arena {
   }
 };
 
-// ---- vectors
-
-// Which lanes are before lane n.
-template <class A> INLINE auto lane_mask(int64_t n) {
-  typedef typename Vec<A>::V V;
-  decltype(V{} < V{}) lane;
-  for (int i = 0; i < Vec<A>::lanes; ++i) lane[i] = i;
-  return lane < (lane - lane) + int(n);
-}
-
-template <class A> INLINE typename Vec<A>::V first(typename Vec<A>::V v, int64_t n) {
-  typedef typename Vec<A>::V V;
-  return (V)((decltype(v < v))v & lane_mask<A>(n));
-}
-
-// The first n elements, zeros after them; nothing is read at `end` or beyond.
-#if defined(__AVX512F__) && VECTOR_BYTES == 64
-template <class A> INLINE Vec<float>::V load_first(const float* p, int64_t n, const float*) { shown_load(p, n * sizeof(*p)); return (Vec<float>::V)_mm512_maskz_loadu_ps((1u << n) - 1, p); }
-template <class A> INLINE Vec<double>::V load_first(const double* p, int64_t n, const double*) { shown_load(p, n * sizeof(*p)); return (Vec<double>::V)_mm512_maskz_loadu_pd((1u << n) - 1, p); }
-#elif defined(__AVX2__) && VECTOR_BYTES == 32
-template <class A> INLINE Vec<float>::V load_first(const float* p, int64_t n, const float*) { shown_load(p, n * sizeof(*p)); return (Vec<float>::V)_mm256_maskload_ps(p, (__m256i)lane_mask<A>(n)); }
-template <class A> INLINE Vec<double>::V load_first(const double* p, int64_t n, const double*) { shown_load(p, n * sizeof(*p)); return (Vec<double>::V)_mm256_maskload_pd(p, (__m256i)lane_mask<A>(n)); }
-#endif
-template <class A, class E> INLINE typename Vec<A>::V load_first(const E* p, int64_t n, const E* end) {
-  constexpr int L = Vec<A>::lanes;
-  if (p + L <= end) return first<A>(load(p), n);
-  E part[L] = {};
-  copy_part<E, L>(part, p, n);
-  return load(part);
-}
-
-INLINE float load_scalar(const float* p) { return *p; }
-INLINE double load_scalar(const double* p) { return *p; }
-template <class E> INLINE float load_scalar(const E* p) {
-  E whole[FL] = {*p};
-  float wide[FL];
-  store(wide, load(whole));
-  return wide[0];
-}
 // ---- filling a tile
 
 template <class A> INLINE void zero(A* p, int64_t n) {
@@ -184,11 +146,6 @@ template <class E, class A>
 __attribute__((noinline)) void deal_rows(const E* x, int64_t x_row, int64_t n, int64_t left, int64_t rows, const E* end, A* dst, int64_t dst_row, int64_t phase) {
   typedef typename Vec<A>::V V;
   constexpr int L = Vec<A>::lanes;
-  decltype(V{} < V{}) evens, odds;
-  for (int i = 0; i < L; ++i) {
-    evens[i] = 2 * i;
-    odds[i] = 2 * i + 1;
-  }
   const int64_t lone = left % 2 && n > 0;  // an element at an odd position before all pairs
   const int64_t pairs = n - lone, whole = pairs - pairs % (2 * L);
   for (; rows > 0; --rows, x += x_row, dst += dst_row) {
@@ -197,14 +154,14 @@ __attribute__((noinline)) void deal_rows(const E* x, int64_t x_row, int64_t n, i
     const E* from = x + lone;
     for (int64_t p = 0; p < whole; p += 2 * L, even += L, odd += L, from += 2 * L) {
       const V a = load(from), b = load(from + L);
-      store(even, __builtin_shuffle(a, b, evens));
-      store(odd, __builtin_shuffle(a, b, odds));
+      store(even, even_lanes(a, b));
+      store(odd, odd_lanes(a, b));
     }
     const int64_t rest = pairs - whole;
     if (!rest) continue;
     const V a = rest >= L ? load(from) : load_first<A>(from, rest, end), b = rest > L ? load_first<A>(from + L, rest - L, end) : V{};
-    store(even, __builtin_shuffle(a, b, evens));
-    store(odd, __builtin_shuffle(a, b, odds));
+    store(even, even_lanes(a, b));
+    store(odd, odd_lanes(a, b));
   }
 }
 

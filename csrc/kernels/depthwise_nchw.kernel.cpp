@@ -1,4 +1,4 @@
-// Depthwise convolution of contiguous planes; compiled once per instruction set (CMake defines ISA, the namespace, and VECTOR_BYTES).
+// Depthwise convolution of contiguous planes; compiled once per instruction set (CMake defines ISA, the namespace, and the width).
 //
 // Up to seven output rows share the input rows that they load, a vector of columns at a time. Seven, as 7, 14, 28, 56 and 112 are its
 // multiples. A load over the end of a cache line costs two, so loads and not sums bound 64-byte vectors.
@@ -32,10 +32,7 @@ INLINE void meet(const A* x, int64_t x_row, const Tap* tap, int64_t count, const
     V weight[K];
 #pragma GCC unroll 8
     for (int m = 0; m < K; ++m) weight[m] = broadcast(w[tap->w + m * w_row]);
-    const A* p = x + tap->x;
-#if defined(__x86_64__)
-    __asm__("" : "+r"(p));  // one pointer: GCC would keep one for each of N vectors, in memory
-#endif
+    const A* p = in_register(x + tap->x);
 #pragma GCC unroll 32
     for (int r = 0; r < STEP * (R - 1) + K; ++r, p += x_row) {
       V v[N];
@@ -184,15 +181,10 @@ template <class E, class A> void weave(const A* of, int64_t size, int64_t residu
   typedef typename Vec<A>::V V;
   constexpr int L = Vec<A>::lanes;
   if (residues == 2) {
-    decltype(V{} < V{}) low, high;
-    for (int i = 0; i < L; ++i) {
-      low[i] = i / 2 + i % 2 * L;
-      high[i] = L / 2 + i / 2 + i % 2 * L;
-    }
     for (int64_t o = 0; o < n; o += 2 * L) {
       const V a = load(of + o / 2), b = load(of + size + o / 2);
-      store_part<A>(y + o, __builtin_shuffle(a, b, low), n - o);
-      if (n > o + L) store_part<A>(y + o + L, __builtin_shuffle(a, b, high), n - o - L);
+      store_part<A>(y + o, interleave_low(a, b), n - o);
+      if (n > o + L) store_part<A>(y + o + L, interleave_high(a, b), n - o - L);
     }
     return;
   }

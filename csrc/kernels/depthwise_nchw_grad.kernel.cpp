@@ -50,11 +50,6 @@ INLINE void correlate_rows(const Field<A>& f, const A* gy, const A* x, const Tap
 template <class A, int T> INLINE void add_lanes(const typename Vec<A>::V* v, A* sums) {
   typedef typename Vec<A>::V V;
   constexpr int L = Vec<A>::lanes;
-  decltype(V{} < V{}) evens, odds;
-  for (int i = 0; i < L; ++i) {
-    evens[i] = 2 * i;
-    odds[i] = 2 * i + 1;
-  }
   A all[(T + L - 1) / L * L];
 #pragma GCC unroll 8
   for (int from = 0; from < T; from += L) {
@@ -66,7 +61,7 @@ template <class A, int T> INLINE void add_lanes(const typename Vec<A>::V* v, A* 
     for (int w = L / 2; w; w /= 2) {
 #pragma GCC unroll 8
       for (int i = 0; i < w; ++i)
-        if (2 * i < left) s[i] = __builtin_shuffle(s[2 * i], s[2 * i + 1], evens) + __builtin_shuffle(s[2 * i], s[2 * i + 1], odds);
+        if (2 * i < left) s[i] = even_lanes(s[2 * i], s[2 * i + 1]) + odd_lanes(s[2 * i], s[2 * i + 1]);
         else s[i] = V{};
       left = (left + 1) / 2;
     }
@@ -128,7 +123,7 @@ template <class A> struct GradWeight : Plan<A> {
   // KH kernel rows; one or two last columns are taken with some before them, which are dropped.
   template <int KH, int STEP> static void kernel_rows(const Field<A>& f, const A* x, const Tap* columns, int64_t count, A* gw, int64_t w_row) {
     for (int64_t t = 0; t < count;) {
-      const int64_t left = count - t, wide = KH > 1 || left < 4 ? 3 : left < 7 || VECTOR_BYTES == 16 ? 4 : 7;
+      const int64_t left = count - t, wide = KH > 1 || left < 4 ? 3 : left < 7 || !kFusedMultiplyAdd ? 4 : 7;
       const int64_t at = count < 3 ? t : min64(t, count - wide);
       if (count < 3) add<KH, 1, STEP>(f, x, columns + at, gw + at, w_row, 0);
       else if (KH == 1 && wide == 7) add<1, 7, 0>(f, x, columns + at, gw + at, w_row, t - at);

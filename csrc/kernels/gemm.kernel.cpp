@@ -14,11 +14,7 @@ namespace ISA {
 namespace {
 
 // Rows of a tile, two vectors wide: of 32 or 16 registers all but the two vectors and a broadcast hold sums.
-#if VECTOR_BYTES == 64
-constexpr int kRows = 14;
-#else
-constexpr int kRows = 6;
-#endif
+constexpr int kRows = (kVectorRegisters - 3) / 2;
 constexpr int64_t kFew = 4;              // rows for which vectors of weights are used as they are made
 constexpr int64_t kAhead = 256;          // bytes that rows are prefetched ahead of a transposition
 constexpr int64_t kDepth = 256;           // channels at a time: a panel of vectors takes 32 KB of L1
@@ -206,25 +202,9 @@ template <class E, class A> void strip_of(const Operand<E>& weight, int64_t chan
   }
 }
 
-template <class A, int W> void tile_of(int64_t rows, int64_t depth, const A* r, const A* l, A* sums) {
-  switch (rows) {
-    case 1: return tile<A, 1, W>(depth, r, l, sums);
-    case 2: return tile<A, 2, W>(depth, r, l, sums);
-    case 3: return tile<A, 3, W>(depth, r, l, sums);
-    case 4: return tile<A, 4, W>(depth, r, l, sums);
-    case 5: return tile<A, 5, W>(depth, r, l, sums);
-    case 6: return tile<A, 6, W>(depth, r, l, sums);
-#if VECTOR_BYTES == 64
-    case 7: return tile<A, 7, W>(depth, r, l, sums);
-    case 8: return tile<A, 8, W>(depth, r, l, sums);
-    case 9: return tile<A, 9, W>(depth, r, l, sums);
-    case 10: return tile<A, 10, W>(depth, r, l, sums);
-    case 11: return tile<A, 11, W>(depth, r, l, sums);
-    case 12: return tile<A, 12, W>(depth, r, l, sums);
-    case 13: return tile<A, 13, W>(depth, r, l, sums);
-    case 14: return tile<A, 14, W>(depth, r, l, sums);
-#endif
-  }
+template <class A, int W, int R = kRows> void tile_of(int64_t rows, int64_t depth, const A* r, const A* l, A* sums) {
+  if (rows == R) return tile<A, R, W>(depth, r, l, sums);
+  if constexpr (R > 1) tile_of<A, W, R - 1>(rows, depth, r, l, sums);
 }
 
 // The first n lanes, finished.

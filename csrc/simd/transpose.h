@@ -1,5 +1,6 @@
 // A square of vectors, transposed in registers. Included by kernels only; internal linkage.
 #pragma once
+#include "simd/shuffle.h"
 #include "simd/vec.h"
 
 namespace {
@@ -21,11 +22,10 @@ INLINE Vec<double>::V high(Vec<double>::V a, Vec<double>::V b) { return (Vec<dou
 template <class V> INLINE V even(V a, V b) { return (V)_mm256_permute2f128_ps((__m256)a, (__m256)b, 0x20); }
 template <class V> INLINE V odd(V a, V b) { return (V)_mm256_permute2f128_ps((__m256)a, (__m256)b, 0x31); }
 #elif VECTOR_BYTES == 16
-typedef int64_t VL __attribute__((vector_size(16)));
-INLINE VF low(VF a, VF b) { return __builtin_shuffle(a, b, (VI){0, 4, 1, 5}); }
-INLINE VF high(VF a, VF b) { return __builtin_shuffle(a, b, (VI){2, 6, 3, 7}); }
-INLINE Vec<double>::V low(Vec<double>::V a, Vec<double>::V b) { return __builtin_shuffle(a, b, (VL){0, 2}); }
-INLINE Vec<double>::V high(Vec<double>::V a, Vec<double>::V b) { return __builtin_shuffle(a, b, (VL){1, 3}); }
+INLINE VF low(VF a, VF b) { return shuffle(a, b, Indices<0, 4, 1, 5>{}); }
+INLINE VF high(VF a, VF b) { return shuffle(a, b, Indices<2, 6, 3, 7>{}); }
+INLINE Vec<double>::V low(Vec<double>::V a, Vec<double>::V b) { return shuffle(a, b, Indices<0, 2>{}); }
+INLINE Vec<double>::V high(Vec<double>::V a, Vec<double>::V b) { return shuffle(a, b, Indices<1, 3>{}); }
 #endif
 
 // v[i][l] and v[l][i] change places: first in every 16 bytes, then the pieces of 16 bytes.

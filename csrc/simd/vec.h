@@ -1,4 +1,4 @@
-// The vector type of the instruction set being compiled: VECTOR_BYTES wide, by GCC's vector extensions.
+// The vector type of the instruction set being compiled: VECTOR_BYTES wide, by the vector extensions of GCC and Clang.
 // Included by kernels only; everything has internal linkage, so no copy built for one instruction set can serve another.
 #pragma once
 #include <cstdint>
@@ -39,6 +39,20 @@ typedef uint16_t VH __attribute__((vector_size(VECTOR_BYTES / 2)));
 typedef uint16_t UH __attribute__((vector_size(VECTOR_BYTES / 2), aligned(2), may_alias));
 constexpr int FL = Vec<float>::lanes;
 
+// What kernels size their blocks by.
+constexpr int kVectorBytes = VECTOR_BYTES;
+#if VECTOR_BYTES == 64 || defined(__aarch64__)
+constexpr int kVectorRegisters = 32;
+#else
+constexpr int kVectorRegisters = 16;
+#endif
+// Whether a sum takes a product without a register for it.
+#if VECTOR_BYTES > 16 || defined(__aarch64__)
+constexpr bool kFusedMultiplyAdd = true;
+#else
+constexpr bool kFusedMultiplyAdd = false;
+#endif
+
 // x − 0 is a broadcast; 0 + x is an addition, since −0 + 0 is +0.
 template <class A> INLINE typename Vec<A>::V broadcast(A x) { return x - typename Vec<A>::V{}; }
 
@@ -53,6 +67,11 @@ template <class V> INLINE V in_register(V v) {
   __asm__("" : "+w"(v));
 #endif
   return v;
+}
+// The same pointer, computed once: GCC otherwise keeps one for each of the vectors loaded from it, in memory.
+template <class E> INLINE const E* in_register(const E* p) {
+  __asm__("" : "+r"(p));
+  return p;
 }
 
 INLINE VF load(const float* p) { return *(const Vec<float>::U*)p; }
