@@ -16,7 +16,7 @@ constexpr int64_t kTile = 64;  // steps at a time, so that scratch does not grow
 
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-size_t scratch_bytes(int64_t width) { return (width - 1 + kTile) * kVectorBytes; }
+size_t scratch_bytes(int64_t width) { return (width - 1 + kTile) * int64_t(sizeof(VF)); }
 
 // Column t of `n` channels, widened, from rows `stride` apart.
 template <class E, class A> INLINE void column(const E* x, int64_t stride, int64_t n, A* to) {

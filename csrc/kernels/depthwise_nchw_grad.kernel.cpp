@@ -1,5 +1,6 @@
 // Gradient of the weight of a depthwise convolution of contiguous planes; compiled once per instruction set.
 #include "kernels/depthwise_nchw.h"
+#include "simd/registers.h"
 
 #ifndef ISA
 #define ISA isa_base
@@ -123,7 +124,7 @@ template <class A> struct GradWeight : Plan<A> {
   // KH kernel rows; one or two last columns are taken with some before them, which are dropped.
   template <int KH, int STEP> static void kernel_rows(const Field<A>& f, const A* x, const Tap* columns, int64_t count, A* gw, int64_t w_row) {
     for (int64_t t = 0; t < count;) {
-      const int64_t left = count - t, wide = KH > 1 || left < 4 ? 3 : left < 7 || !kFusedMultiplyAdd ? 4 : 7;
+      const int64_t left = count - t, wide = KH > 1 || left < 4 ? 3 : left < 7 || !kFusesMultiplyAdd ? 4 : 7;
       const int64_t at = count < 3 ? t : min64(t, count - wide);
       if (count < 3) add<KH, 1, STEP>(f, x, columns + at, gw + at, w_row, 0);
       else if (KH == 1 && wide == 7) add<1, 7, 0>(f, x, columns + at, gw + at, w_row, t - at);

@@ -2,6 +2,7 @@
 #include "kernels/gemm.h"
 
 #include "simd/activate.h"
+#include "simd/registers.h"
 #include "simd/transpose.h"
 #include "simd/vec.h"
 

@@ -39,20 +39,6 @@ typedef uint16_t VH __attribute__((vector_size(VECTOR_BYTES / 2)));
 typedef uint16_t UH __attribute__((vector_size(VECTOR_BYTES / 2), aligned(2), may_alias));
 constexpr int FL = Vec<float>::lanes;
 
-// What kernels size their blocks by.
-constexpr int kVectorBytes = VECTOR_BYTES;
-#if VECTOR_BYTES == 64 || defined(__aarch64__)
-constexpr int kVectorRegisters = 32;
-#else
-constexpr int kVectorRegisters = 16;
-#endif
-// Whether a sum takes a product without a register for it.
-#if VECTOR_BYTES > 16 || defined(__aarch64__)
-constexpr bool kFusedMultiplyAdd = true;
-#else
-constexpr bool kFusedMultiplyAdd = false;
-#endif
-
 // x − 0 is a broadcast; 0 + x is an addition, since −0 + 0 is +0.
 template <class A> INLINE typename Vec<A>::V broadcast(A x) { return x - typename Vec<A>::V{}; }
 
