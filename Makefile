@@ -1,5 +1,5 @@
 # The commands anyone must know. `make run` and `make test` set up everything they need on a fresh machine.
-.PHONY: run test test-fast fuzz bench latency counters zoo sanitize wheel schemas lint format clean
+.PHONY: run test test-fast fuzz bench latency counters zoo sanitize portable wheel schemas lint format clean
 
 PYTHON ?= python3
 # the torch to run and test with; any but the first has an environment of its own: make test TORCH=2.14.1
@@ -76,6 +76,13 @@ sanitize: $(ENV)/test
 	  $(PYTEST) tests/test_build.py tests/test_native.py tests/test_fuzz.py tests/test_forward.py tests/test_gradients.py tests/techniques \
 	  -m "not slow" -k "not grow_memory and not declarations and not kernel_object and not compiler"; \
 	  status=$$?; cat $(FINDING).* 2>/dev/null && exit 1; exit $$status
+
+# The kernel tables without torch, under both compilers and, with NEON, under qemu. Names of the tools are Debian's.
+PORTABLE := clang-16 qemu-user g++-aarch64-linux-gnu
+portable:
+	@command -v cmake clang++-16 qemu-aarch64 aarch64-linux-gnu-g++ $(CXX) | wc -l | grep -qx 5 || \
+	  { echo "make portable: needs cmake, a C++ compiler and: apt-get install $(PORTABLE)" >&2; exit 1; }
+	@CORES=$(CORES) CXX=$(CXX) CC=$(CC) sh tests/portable/run.sh
 
 # dist/: the sdist, and made from it the one wheel of this platform; proved with a torch, without the sources and without a compiler,
 # and then what is installed where there is none
