@@ -1,5 +1,6 @@
-// The part of libtorch's stable C ABI that this library uses: all of it is exported by torch 2.10 and later. Declared here so that
-// the build needs no torch; tests/test_native.py compiles these declarations together with torch's own, so that they cannot disagree.
+// The part of libtorch's stable C ABI that this library uses: all of it is exported by torch 2.10 and later. It is declared here so
+// that the build needs no torch; tests/test_native.py compiles these declarations together with torch's own, so that they cannot
+// disagree. CMake makes the linker's stub from them: each stands in one line.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -22,7 +23,6 @@ AOTITorchError torch_library_impl(TorchLibraryHandle, const char*, void (*)(Stab
 AOTITorchError aoti_torch_delete_tensor_object(AtenTensorHandle);
 AOTITorchError aoti_torch_get_data_ptr(AtenTensorHandle, void**);
 AOTITorchError aoti_torch_get_dim(AtenTensorHandle, int64_t*);
-AOTITorchError aoti_torch_get_numel(AtenTensorHandle, int64_t*);
 AOTITorchError aoti_torch_get_sizes(AtenTensorHandle, int64_t**);
 AOTITorchError aoti_torch_get_strides(AtenTensorHandle, int64_t**);
 AOTITorchError aoti_torch_get_dtype(AtenTensorHandle, int32_t*);
