@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from omniconv.engines.dynamic import ENGINE
 from torch.export import Dim
 
 import omniconv
 from omniconv import settings
-from omniconv.engines.dynamic import ENGINE
 from omniconv.engines.sequence import REFUSALS
 from omniconv.functional import dynamic_conv1d
 from omniconv.nn import DynamicConv1d

@@ -6,11 +6,11 @@ from functools import partial
 
 import pytest
 import torch
+from omniconv.engines.lightweight import refusal
 from torch.utils.flop_counter import FlopCounterMode
 
 from omniconv import settings
 from omniconv.convert.fairseq import InterleavedLightweightConv1d
-from omniconv.engines.lightweight import refusal
 from omniconv.engines.sequence import REFUSALS
 from omniconv.functional import lightweight_conv1d
 from omniconv.geometry import grid

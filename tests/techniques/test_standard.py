@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from omniconv.engines.plan_cache import Calls
 
 from omniconv import nn as onn
 from omniconv.analysis.layers import formatted
-from omniconv.engines.plan_cache import Calls
 from omniconv.functional import conv1d, conv2d, conv3d
 from omniconv.techniques import standard
 from omniconv.techniques.standard import reference
