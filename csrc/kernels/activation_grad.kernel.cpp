@@ -40,21 +40,21 @@ template <class A> INLINE typename Vec<A>::V gradient(typename Vec<A>::V g, type
   const V zero{}, three = broadcast(A(3)), six = broadcast(A(6));
   switch (a) {
     case kNone: return g;
-    case kRelu: return v <= zero ? zero : g;  // NaN is not below zero: the gradient passes, as in torch
+    case kRelu: return v <= zero ? zero : g;  // where NaN was, relu lets the gradient pass and relu6 does not, as in torch
     case kRelu6: {
-      const V r = v <= zero ? zero : g;
-      return v >= six ? zero : r;
+      const V r = v > zero ? g : zero;
+      return v < six ? r : zero;
     }
     case kHardswish: {
       const V middle = g * (v / three + A(0.5));
       const V r = v >= three ? g : middle;
-      return v < -three ? zero : r;
+      return v <= -three ? zero : r;
     }
     default: return g * curved_slope(v, a);
   }
 }
 
-template <class E> void activation_grad(const void* gv, const void* vv, int64_t n, Activation a, void* outv) {
+template <class E> void multiply_slope(const void* gv, const void* vv, int64_t n, Activation a, void* outv) {
   typedef typename Accumulator<E>::type A;
   constexpr int64_t L = Vec<A>::lanes;
   const E *g = (const E*)gv, *v = (const E*)vv;
@@ -73,8 +73,8 @@ template <class E> void activation_grad(const void* gv, const void* vv, int64_t 
 
 }  // namespace
 
-extern const ActivationGradTables activation_grad_tables;
-const ActivationGradTables activation_grad_tables = {activation_grad<float>, activation_grad<double>, activation_grad<bf16>, activation_grad<f16>};
+extern const ActivationGradTables activation_grad;
+const ActivationGradTables activation_grad = {multiply_slope<float>, multiply_slope<double>, multiply_slope<bf16>, multiply_slope<f16>};
 
 }  // namespace ISA
 }  // namespace omniconv

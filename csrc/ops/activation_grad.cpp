@@ -8,24 +8,24 @@
 
 namespace omniconv {
 
-namespace isa_base { extern const ActivationGradTables activation_grad_tables; }
+namespace isa_base { extern const ActivationGradTables activation_grad; }
 #if defined(__x86_64__)
-namespace isa_avx2 { extern const ActivationGradTables activation_grad_tables; }
-namespace isa_avx512 { extern const ActivationGradTables activation_grad_tables; }
+namespace isa_avx2 { extern const ActivationGradTables activation_grad; }
+namespace isa_avx512 { extern const ActivationGradTables activation_grad; }
 #endif
 
 namespace {
 
 const ActivationGradTables& tables() {
 #if defined(__x86_64__)
-  if (isa() == kAvx512) return isa_avx512::activation_grad_tables;
-  if (isa() == kAvx2) return isa_avx2::activation_grad_tables;
+  if (isa() == kAvx512) return isa_avx512::activation_grad;
+  if (isa() == kAvx2) return isa_avx2::activation_grad;
 #endif
-  return isa_base::activation_grad_tables;
+  return isa_base::activation_grad;
 }
 
 // grad_y · f'(x); `value` is x or f(x), as kernels/activation_grad.h says. Channels-last where both are, else contiguous.
-Tensor activation_grad(const Tensor& grad_y, const Tensor& value, int64_t activation, bool flush) {
+Tensor gradient(const Tensor& grad_y, const Tensor& value, int64_t activation, bool flush) {
   const char* op = "activation_grad";
   const ActivationGradKernel kernel = of_dtype(op, tables(), value.dtype());
   if (grad_y.size() != value.size() || grad_y.dtype() != value.dtype())
@@ -49,7 +49,7 @@ Tensor activation_grad(const Tensor& grad_y, const Tensor& value, int64_t activa
 }
 
 const Register registered[] = {
-    {"activation_grad(Tensor grad_y, Tensor value, int activation, bool flush) -> Tensor", "activation_grad", &Boxed<activation_grad>::call},
+    {"activation_grad(Tensor grad_y, Tensor value, int activation, bool flush) -> Tensor", "activation_grad", &Boxed<gradient>::call},
 };
 
 }  // namespace

@@ -5,7 +5,7 @@ The arithmetic, a matrix product whose columns do not know of each other, is in 
 
 from collections.abc import Sequence
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,14 +15,18 @@ from omniconv.ops.operator import accumulated_in
 from omniconv.ops.reference import with_bias
 
 
+class _Plan(NamedTuple):
+    mode: int = 0
+
+
 class _PointwiseEngine(Engine):
-    def forward(self, plan: None, activation: int, flush: bool, *operands: Any) -> Tensor:
+    def forward(self, plan: _Plan, activation: int, flush: bool, *operands: Any) -> Tensor:
         x, weight, bias = operands
         y: Tensor = _FORWARD(x, weight, bias, activation, flush)
         return y
 
     def gradients(
-        self, plan: None, flush: bool, grad_y: Tensor, needed: Sequence[bool], *operands: Any
+        self, plan: _Plan, flush: bool, grad_y: Tensor, needed: Sequence[bool], *operands: Any
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight, _ = operands
         of_x, of_weight, of_bias = needed
@@ -36,7 +40,7 @@ class _PointwiseEngine(Engine):
         grad_bias = grad_y.sum((0, 2), dtype=accumulated_in(x)).to(x.dtype) if of_bias else None
         return grad_x, grad_weight, grad_bias
 
-    def composite(self, plan: None, *operands: Any) -> Tensor:
+    def composite(self, plan: _Plan, *operands: Any) -> Tensor:
         x, weight, bias = operands
         return with_bias(torch.matmul(weight.squeeze(2), x), bias)
 
@@ -49,7 +53,7 @@ def run_pointwise(step: int, activation: str | None, x: Tensor, weight: Tensor, 
 
     ``x`` may have any strides and is not copied. A position has the same bits whatever comes with it.
     """
-    return ENGINE.run_native(None, activation, x if step == 1 else x[:, :, ::step], weight, bias)
+    return ENGINE.run_native(_Plan(), activation, x if step == 1 else x[:, :, ::step], weight, bias)
 
 
 _FORWARD = raw_op(

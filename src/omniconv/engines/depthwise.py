@@ -31,12 +31,13 @@ class Plan(NamedTuple):
     dilation: Integers
     mode: int
     ordered: bool
+    fitted: bool  # whether the pads follow from the size, which may be symbolic
 
 
 def plan_of(windows: Grid) -> Plan:
     """Returns the plan of a call with these windows."""
     mode = PADDING_MODES.index(windows.mode)
-    return Plan(windows.stride, sum(windows.pads, ()), windows.dilation, mode, _may_come_in_chunks(windows))
+    return Plan(windows.stride, sum(windows.pads, ()), windows.dilation, mode, _may_come_in_chunks(windows), windows.fitted)
 
 
 def _may_come_in_chunks(windows: Grid) -> bool:
@@ -62,7 +63,7 @@ def _is_out_of_proportion(x: Tensor, weight: Tensor, bias: Tensor | None, window
 class _DepthwiseEngine(Engine):
     def forward(self, plan: Plan, activation: int, flush: bool, *operands: Any) -> Tensor:
         x, weight, bias = operands
-        stride, pads, dilation, mode, ordered = plan
+        stride, pads, dilation, mode, ordered, _ = plan
         y: Tensor = _FORWARD(x, weight, bias, stride, pads, dilation, mode, activation, ordered, flush)
         return y
 
@@ -84,8 +85,8 @@ class _DepthwiseEngine(Engine):
 
     def composite(self, plan: Plan, *operands: Any) -> Tensor:
         x, weight, bias = operands
-        stride, pads, dilation = plan[:3]
-        grid = Grid(stride, tuple(zip(pads[::2], pads[1::2], strict=True)), dilation)
+        stride, pads, dilation, mode, _, fitted = plan
+        grid = Grid(stride, tuple(zip(pads[::2], pads[1::2], strict=True)), dilation, PADDING_MODES[mode], fitted)
         return convolve(x, weight, bias, grid, x.shape[1])
 
 
@@ -101,7 +102,7 @@ def cache_depthwise(key: Hashable, input: Tensor, weight: Tensor, bias: Tensor |
     if key is None or input.dim() != len(windows.stride) + 2:
         return
     if ENGINE.unsupported_reason(input, weight, bias, windows) is None:
-        cache_plan(key, CallPlan(run_depthwise, plan_of(windows), records=windows.mode == "zeros"))
+        cache_plan(key, CallPlan(run_depthwise, plan_of(windows)))
 
 
 def chunks_differ(weight: Tensor, bias: Tensor | None, stride: Integers, dilation: Integers, activation: str | None) -> str | None:

@@ -61,8 +61,8 @@ _FIRST: tuple[Reason, ...] = (
 _LAST: tuple[Reason, ...] = (
     ("a torch.func transform or forward-mode differentiation is active", lambda x, w, b, g: is_transformed()),
     (
-        "a gradient is wanted through reflect, replicate or circular padding",
-        lambda x, w, b, g: g is not None and g.mode != "zeros" and wants_gradient(x, w, b),
+        "a gradient is wanted through reflect, replicate or circular padding in a call that is being compiled",
+        lambda x, w, b, g: g is not None and g.mode != "zeros" and torch.compiler.is_compiling() and wants_gradient(x, w, b),
     ),
 )
 
@@ -71,7 +71,8 @@ class Engine:
     """A family of native kernels: which calls it takes, its forward and its gradients.
 
     Operands are (x, weight, bias, …), those that follow without a gradient. ``plan`` is what the kernels need to know of a call
-    besides them: a tuple of numbers, made once. A packed weight, once there is one, is a further operand.
+    besides them: a tuple of numbers, made once; its ``mode`` is the place of the padding mode, 0 for zeros. A packed weight,
+    once there is one, is a further operand.
 
     Args:
         name: The family's.
@@ -118,7 +119,7 @@ class Engine:
     def gradients(
         self, plan: Any, flush: bool, grad_y: Tensor, needed: Sequence[bool], *operands: Any
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Returns the gradients of x, weight and bias where needed, by the kernels."""
+        """Returns the gradients of x, weight and bias where needed, by the kernels, which know zeros for padding alone."""
         raise NotImplementedError
 
     def composite(self, plan: Any, *operands: Any) -> Tensor:
@@ -142,7 +143,7 @@ class _Recorded(torch.autograd.Function):
         *operands, y = ctx.saved_tensors
         needed = ctx.needs_input_grad[4:7]
         rest = (None,) * (len(operands) - 3)
-        if torch.is_grad_enabled():  # the gradient of this gradient is wanted
+        if torch.is_grad_enabled() or plan.mode:  # enabled: the gradient of this gradient is wanted
             return None, None, None, None, *_differentiable(engine, plan, activation, grad_y, needed, operands), *rest
         if activation is not None:
             # what an activation was applied to is made again rather than kept: one forward, against a tensor of the result's size
@@ -154,7 +155,8 @@ class _Recorded(torch.autograd.Function):
 def _differentiable(
     engine: Engine, plan: Any, activation: str | None, grad_y: Tensor, needed: Sequence[bool], operands: Sequence[Any]
 ) -> tuple[Tensor | None, ...]:
-    """Returns the gradients, by the composite path, as functions that autograd can differentiate again."""
+    """Returns the gradients by the composite path; where they are recorded, autograd can differentiate them again."""
+    create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         # by aliases of their own: operands may depend on one another, and hooks on them must not run here
         aliases = tuple(None if t is None else t.view_as(t) for t in operands[:3])
@@ -162,19 +164,18 @@ def _differentiable(
         y = engine.composite(plan, *(None if t is None else t.to(wide) for t in aliases), *operands[3:])
         y = activate(y, activation).to(operands[0].dtype)
         wanted = [t for t, need in zip(aliases, needed, strict=True) if need and t is not None]
-        found = iter(torch.autograd.grad(y, wanted, grad_y, create_graph=True))
+        found = iter(torch.autograd.grad(y, wanted, grad_y, create_graph=create_graph))
     return tuple(next(found) if need else None for need in needed)
 
 
 class CallPlan(NamedTuple):
     """What the checks of a call found, of shapes and settings alone: what runs it, and with what besides tensors.
 
-    ``run(plan, activation, input, weight, bias)`` takes all calls like it; ``records`` is whether it may record a gradient.
+    ``run(plan, activation, input, weight, bias)`` takes all calls like it.
     """
 
     run: Callable[..., Tensor]
     plan: Any
-    records: bool = True
 
 
 _PLAIN = frozenset((Tensor, torch.nn.Parameter))  # subclasses have ways of their own
@@ -222,13 +223,12 @@ def plan_key(
     return None
 
 
-def lookup_plan(key: Hashable, input: Tensor, weight: Tensor, bias: Tensor | None) -> CallPlan | None:
-    """Returns the plan of a call like one before, or None where there is none or the call must be checked again."""
+def lookup_plan(key: Hashable) -> CallPlan | None:
+    """Returns the plan of a call like one before, or None."""
     try:
-        plan = _plans.get(key)
+        return _plans.get(key)
     except TypeError:  # a setting has no hash
         return None
-    return None if plan is None or (not plan.records and wants_gradient(input, weight, bias)) else plan
 
 
 def cache_plan(key: Hashable, plan: CallPlan) -> None:
@@ -236,8 +236,8 @@ def cache_plan(key: Hashable, plan: CallPlan) -> None:
 
     >>> plan = CallPlan(max, ())
     >>> cache_plan(("example", 3), plan)
-    >>> lookup_plan(("example", 3), None, None, None) is plan, lookup_plan(("example", []), None, None, None)
-    (True, None)
+    >>> lookup_plan(("example", 3)) is plan, lookup_plan(("example", [])), lookup_plan(None)
+    (True, None, None)
     """
     if key is None:
         return

@@ -46,8 +46,8 @@ class Plan(NamedTuple):
 
     @property
     def grid(self) -> Grid:
-        """The windows, zeros outside."""
-        return Grid((1,), (self.pads,), (self.dilation,))
+        """The windows."""
+        return Grid((1,), (self.pads,), (self.dilation,), PADDING_MODES[self.mode])
 
 
 def plan_of(axes: Axes, windows: Grid, softmax: bool, dropped: int = 0) -> Plan:

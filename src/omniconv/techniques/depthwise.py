@@ -92,7 +92,7 @@ def depthwise_conv(
     """
     op = _NAMES[rank]
     key = plan_key(op, input, weight, bias, stride, padding, dilation, padding_mode, activation)
-    if (plan := lookup_plan(key, input, weight, bias)) is not None:
+    if (plan := lookup_plan(key)) is not None:
         return plan.run(plan.plan, activation, input, weight, bias)
     x, weight, bias = prepare_operands(op, rank, input, weight=weight, bias=bias)
     check_weight(op, x, weight, groups=max(x.shape[1], 1))

@@ -153,7 +153,7 @@ def dynamic_conv1d(
     if padding_mask is None and type(weight_dropout) is float and not (training and weight_dropout):
         more = (layout, softmax is True, weight_dropout)
         key = plan_key(op, input, kernels, bias, 1, padding, dilation, padding_mode, activation, more)
-        if (plan := lookup_plan(key, input, kernels, bias)) is not None:
+        if (plan := lookup_plan(key)) is not None:
             return plan.run(plan.plan, activation, input, kernels, bias)
     x, kernels, bias = prepare_operands(op, 1, input, kernels=kernels, bias=bias)
     batched = input.dim() == 3
@@ -174,7 +174,7 @@ def dynamic_conv1d(
         weight_dropout=weight_dropout, training=training, activation=activation, native=_native,
     )  # fmt: skip
     if key is not None and batched and ENGINE.unsupported_reason(x, kernels, bias, windows) is None:
-        cache_plan(key, CallPlan(ENGINE.run, plan_of(axes, windows, softmax), records=windows.mode == "zeros"))
+        cache_plan(key, CallPlan(ENGINE.run, plan_of(axes, windows, softmax)))
     return y
 
 

@@ -141,7 +141,7 @@ def lightweight_conv1d(
     key: Hashable = None
     if padding_mask is None and type(softmax) is bool and type(weight_dropout) is float and weight_dropout == 0.0:
         key = plan_key(op, input, weight, bias, layout, padding, dilation, padding_mode, activation, softmax)
-        if (plan := lookup_plan(key, input, weight, bias)) is not None:
+        if (plan := lookup_plan(key)) is not None:
             return plan.run(plan.plan, activation, input, weight, bias)
     x, weight, bias = prepare_operands(op, 1, input, weight=weight, bias=bias)
     axes = axes_of(op, layout, input.dim() == 3)
@@ -153,7 +153,7 @@ def lightweight_conv1d(
         weight_dropout=weight_dropout, training=training, activation=activation, native=_native,
     )  # fmt: skip
     if key is not None and input.dim() == 3 and ENGINE.unsupported_reason(input, weight, bias, windows) is None:
-        cache_plan(key, CallPlan(ENGINE.run, plan_of(axes, windows, softmax), records=windows.mode == "zeros"))
+        cache_plan(key, CallPlan(ENGINE.run, plan_of(axes, windows, softmax)))
     return y
 
 

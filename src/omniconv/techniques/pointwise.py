@@ -78,7 +78,7 @@ def pointwise_conv(
     """
     op = f"pointwise_conv{rank}d"
     key = plan_key(op, input, weight, bias, stride, 0, 1, "zeros", activation)
-    if (plan := lookup_plan(key, input, weight, bias)) is not None:
+    if (plan := lookup_plan(key)) is not None:
         return plan.run(plan.plan, activation, input, weight, bias)
     x, weight, bias = prepare_operands(op, rank, input, weight=weight, bias=bias)
     check_weight(op, x, weight, groups=1)

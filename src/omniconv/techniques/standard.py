@@ -104,7 +104,7 @@ def conv(
     op, key = _NAMES[rank], None
     if type(groups) is int:
         key = plan_key(op, input, weight, bias, stride, padding, dilation, padding_mode, activation, groups)
-        if (plan := lookup_plan(key, input, weight, bias)) is not None:
+        if (plan := lookup_plan(key)) is not None:
             return plan.run(plan.plan, activation, input, weight, bias)
     x, weight, bias = prepare_operands(op, rank, input, any_dtype=True, weight=weight, bias=bias)
     check_weight(op, x, weight, groups)
