@@ -1,4 +1,5 @@
-// From the dispatcher's stack to C++ arguments and back: handles are owned from the first line, so that no exception leaks one.
+// From the dispatcher's stack to C++ arguments and back: handles are owned from the first line, so that no exception
+// leaks one.
 #pragma once
 #include <atomic>
 #include <cstring>
@@ -17,7 +18,8 @@ namespace omniconv {
 
 inline void throw_on_error(AOTITorchError error, const char* call) {
   if (error)
-    throw std::runtime_error("torch: the call must succeed, got an error from " + std::string(call, std::strcspn(call, "(")));
+    throw std::runtime_error("torch: the call must succeed, got an error from " +
+                             std::string(call, std::strcspn(call, "(")));
 }
 #define TORCH_OK(call) ::omniconv::throw_on_error((call), #call)
 
@@ -141,7 +143,8 @@ template <class R, class... Args, R (*F)(Args...)> struct Boxed<F> {
     try {
       run(stack, std::index_sequence_for<Args...>{});
     } catch (const std::bad_alloc&) {
-      throw std::runtime_error(schema_name(schema) + ": its working space must fit into memory, got an allocation failure");
+      throw std::runtime_error(schema_name(schema) +
+                               ": its working space must fit into memory, got an allocation failure");
     }
   }
   template <size_t... I> static void run(StableIValue* stack, std::index_sequence<I...>) {
@@ -152,8 +155,8 @@ template <class R, class... Args, R (*F)(Args...)> struct Boxed<F> {
   }
 };
 
-// Calls f(first, last) for parts of [0, n), of about `grain` or more, in torch's threads. What f throws is thrown here: torch's ABI would
-// only tell that something was.
+// Calls f(first, last) for parts of [0, n), of about `grain` or more, in torch's threads. What f throws is thrown here:
+// torch's ABI would only tell that something was.
 template <class F> void parallel_for(int64_t n, int64_t grain, const F& f) {
   struct Context {
     const F& f;

@@ -13,10 +13,15 @@ constexpr bool pad_fits(Mode mode, int64_t pad, int64_t size) {
   return mode == kReflect ? pad < size : mode == kCircular ? pad <= size : true;
 }
 
-// Returns the index that a position reads of `size` elements with spread − 1 zeros between them, or -1 where it reads a zero. A position
-// outside is at most as far away as pad_fits says; spread is 1 unless the mode is kZeros.
-__attribute__((always_inline)) inline int64_t source(int64_t position, int64_t size, int64_t spread, Mode mode) {
-  if (spread > 1) return position < 0 || position % spread || position / spread >= size ? -1 : position / spread;
+// Returns the index that a position reads of `size` elements with input_dilation − 1 zeros between them, or -1 where it
+// reads a zero. A position outside is at most as far away as pad_fits says; input_dilation is 1 unless the mode is
+// kZeros.
+__attribute__((always_inline)) inline int64_t source(int64_t position, int64_t size, int64_t input_dilation,
+                                                     Mode mode) {
+  if (input_dilation > 1) {
+    const bool zero = position < 0 || position % input_dilation || position / input_dilation >= size;
+    return zero ? -1 : position / input_dilation;
+  }
   if (position >= 0 && position < size) return position;
   switch (mode) {
     case kReflect: return position < 0 ? -position : 2 * (size - 1) - position;

@@ -1,4 +1,4 @@
-// Causal depthwise convolution with state: checks, threads and registration. The arithmetic is in kernels/causal.kernel.cpp.
+// Causal depthwise convolution with state: checks, threads and registration.
 #include "kernels/causal.h"
 
 #include "ops/checks.h"
@@ -19,7 +19,8 @@ struct PackedFilter {
   CausalFilter filter;
 };
 
-PackedFilter pack_filter(const char* op, const Tensor& x, const Tensor& weight, const Tensor& bias, int64_t activation) {
+PackedFilter pack_filter(const char* op, const Tensor& x, const Tensor& weight, const Tensor& bias,
+                         int64_t activation) {
   if (x.dim() != 3 || !is_contiguous(x)) fail(op, "x must be a contiguous (B, D, T)", text(x.size()));
   if (weight.dim() != 2 || weight.size(0) != x.size(1) || weight.size(1) < 1 || !is_contiguous(weight) ||
       !is_weight_dtype(weight.dtype(), x.dtype()))
@@ -35,8 +36,8 @@ PackedFilter pack_filter(const char* op, const Tensor& x, const Tensor& weight, 
   return {std::move(w), std::move(b), filter};
 }
 
-// Returns the next T positions of every sequence; state (M, D, S) is updated. Row rows[b] holds the state of sequence b (without rows:
-// row b); below 0 is padding, whose result is 0.
+// Returns the next T positions of every sequence; state (M, D, S) is updated. Row rows[b] holds the state of sequence b
+// (without rows: row b); below 0 is padding, whose result is 0.
 Tensor causal_update(const Tensor& x, const Tensor& state, const Tensor& weight, const OptionalTensor& bias,
                      const OptionalTensor& rows, int64_t activation, bool flush) {
   const char* op = "causal_update";
@@ -46,12 +47,13 @@ Tensor causal_update(const Tensor& x, const Tensor& state, const Tensor& weight,
   if (state.dim() != 3 || state.dtype() != x.dtype() || state.size(1) != x.size(1) || state.size(2) < f.width - 1 ||
       (!rows && state.size(0) != x.size(0)))
     fail(op, "state must be (M, D, S) of the dtype of x with S at least W − 1", text(state.size()));
-  if (rows && (rows.dim() != 1 || rows.size(0) != x.size(0) || rows.dtype() != aoti_torch_dtype_int64() || !is_contiguous(rows)))
+  if (rows && (rows.dim() != 1 || rows.size(0) != x.size(0) || rows.dtype() != kInt64 || !is_contiguous(rows)))
     fail(op, "rows must be a contiguous int64 (B,)", text(rows.size()));
   const int64_t batch = x.size(0), channels = f.channels, steps = x.size(2);
   const int64_t* row = rows ? static_cast<const int64_t*>(rows.data()) : nullptr;
   for (int64_t b = 0; row && b < batch; ++b)
-    if (row[b] >= state.size(0)) fail(op, "rows must be below " + std::to_string(state.size(0)), std::to_string(row[b]));
+    if (row[b] >= state.size(0))
+      fail(op, "rows must be below " + std::to_string(state.size(0)), std::to_string(row[b]));
   Tensor y = new_tensor(op, x.size(), x.dtype());
   if (!y.numel()) return y;
   constexpr int64_t kChannels = 64;  // a unit of work: whole vectors at every instruction set
@@ -59,7 +61,8 @@ Tensor causal_update(const Tensor& x, const Tensor& state, const Tensor& weight,
   const Work work{batch * units, grain_of(kChannels * steps * f.width * 4), k.scratch_bytes(f.width), flush};
   for_each_part(op, work, [&](int64_t first, int64_t last, void* scratch) {
     for (int64_t u = first; u < last; ++u) {
-      const int64_t b = u / units, c0 = u % units * kChannels, c1 = std::min(c0 + kChannels, channels), m = row ? row[b] : b;
+      const int64_t b = u / units, c0 = u % units * kChannels, c1 = std::min(c0 + kChannels, channels),
+                    m = row ? row[b] : b;
       if (m < 0) {
         std::memset(address(y, (b * channels + c0) * steps), 0, size_t(c1 - c0) * steps * element_size(y.dtype()));
         continue;
@@ -71,7 +74,8 @@ Tensor causal_update(const Tensor& x, const Tensor& state, const Tensor& weight,
   return y;
 }
 
-// Returns, for each sequence, the positions whose window of `width` reaches into another sequence than their own, or that have no owner.
+// Returns, for each row, the positions whose window reaches into another sequence than their own, or that have no
+// owner.
 std::vector<Ints> boundary_positions(const Tensor& owner, int64_t width) {
   const int64_t batch = owner.size(0), steps = owner.size(1);
   std::vector<Ints> positions(batch);
@@ -86,7 +90,7 @@ std::vector<Ints> boundary_positions(const Tensor& owner, int64_t width) {
   return positions;
 }
 
-// Computes again, in y (B, D, T), a causal convolution of x, every position whose window reaches into another sequence than its own.
+// Computes again, in y (B, D, T), a causal convolution of x, the positions whose window reaches into another sequence.
 void causal_fixup_boundaries(const Tensor& y, const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
                              const Tensor& owner, int64_t activation, bool flush) {
   const char* op = "causal_fixup_boundaries";
@@ -95,8 +99,8 @@ void causal_fixup_boundaries(const Tensor& y, const Tensor& x, const Tensor& wei
   const CausalFilter& f = packed.filter;
   if (y.size() != x.size() || y.dtype() != x.dtype() || !is_contiguous(y))
     fail(op, "y must be contiguous and of the shape and dtype of x", text(y.size()));
-  if (owner.dim() != 2 || owner.size(0) != x.size(0) || owner.size(1) != x.size(2) ||
-      owner.dtype() != aoti_torch_dtype_int64() || !is_contiguous(owner))
+  if (owner.dim() != 2 || owner.size(0) != x.size(0) || owner.size(1) != x.size(2) || owner.dtype() != kInt64 ||
+      !is_contiguous(owner))
     fail(op, "owner must be a contiguous int64 (B, T)", text(owner.size()));
   const int64_t channels = f.channels, steps = x.size(2);
   const std::vector<Ints> positions = boundary_positions(owner, f.width);
@@ -111,9 +115,11 @@ void causal_fixup_boundaries(const Tensor& y, const Tensor& x, const Tensor& wei
 }
 
 const Register<causal_update> kUpdate(
-    "causal_update(Tensor x, Tensor(a!) state, Tensor weight, Tensor? bias, Tensor? rows, int activation, bool flush) -> Tensor");
+    "causal_update(Tensor x, Tensor(a!) state, Tensor weight, Tensor? bias, Tensor? rows, int activation, bool "
+    "flush) -> Tensor");
 const Register<causal_fixup_boundaries> kFixupBoundaries(
-    "causal_fixup_boundaries(Tensor(a!) y, Tensor x, Tensor weight, Tensor? bias, Tensor owner, int activation, bool flush) -> ()");
+    "causal_fixup_boundaries(Tensor(a!) y, Tensor x, Tensor weight, Tensor? bias, Tensor owner, int activation, "
+    "bool flush) -> ()");
 
 }  // namespace
 }  // namespace omniconv

@@ -8,7 +8,8 @@
 
 namespace omniconv {
 
-constexpr int64_t kMaxSize = int64_t(1) << 31;  // of an axis, a kernel, a stride, a dilation, a pad: their products stay below 2^63
+// The most that an axis, a kernel, a stride, a dilation or a pad may be: their products stay below 2^63.
+constexpr int64_t kMaxSize = int64_t(1) << 31;
 
 // Returns whether weights may have this dtype beside inputs of another: the same, or that of the sums.
 inline bool is_weight_dtype(int32_t dtype, int32_t input_dtype) {
@@ -23,7 +24,7 @@ inline bool is_bias(const Tensor& bias, int64_t outputs, int32_t input_dtype) {
 // Returns the activation of a code; refuses one that the kernels of a dtype cannot end with.
 inline Activation check_activation(const char* op, int64_t code, int32_t dtype) {
   const bool exponential = code == kSilu || code == kGelu || code == kSigmoid;
-  if (code < kNone || code > kSigmoid || (exponential && dtype == aoti_torch_dtype_float64()))
+  if (code < kNone || code > kSigmoid || (exponential && dtype == kFloat64))
     fail(op, "the activation must be one that is fused", std::to_string(code));
   return Activation(code);
 }
@@ -35,16 +36,16 @@ inline Mode check_mode(const char* op, int64_t code) {
 }
 
 // A kernel along one axis, and the padding before and after the input there.
-struct AxisWindow {
-  int64_t size, before, after, kernel, dilation;
-};
+struct AxisWindow { int64_t size, before, after, kernel, dilation; };
 
-// Returns how many positions a window can take: at least 1, or the call is refused, as it is where the mode cannot pad that far.
+// Returns how many positions a window can take: at least 1. Refuses a window that does not fit,
+// and pads that the mode does not have.
 inline int64_t check_window(const char* op, const AxisWindow& w, Mode mode) {
   const int64_t positions = w.size + w.before + w.after - w.dilation * (w.kernel - 1);
   if (positions < 1)
     fail(op, "the padded input must hold one window",
-         text({w.size, w.before, w.after}) + " for kernel " + std::to_string(w.kernel) + " with dilation " + std::to_string(w.dilation));
+         text({w.size, w.before, w.after}) + " for kernel " + std::to_string(w.kernel) + " with dilation " +
+             std::to_string(w.dilation));
   if (!pad_fits(mode, std::max(w.before, w.after), w.size))
     fail(op, mode == kReflect ? "reflected pads must be below the size" : "circular pads must be at most the size",
          text({w.size, w.before, w.after}));

@@ -1,4 +1,4 @@
-// Depthwise convolution: checks, layout, threads and registration. The arithmetic is in kernels/depthwise_*.kernel.cpp.
+// Depthwise convolution: checks, layout, threads and registration.
 #include "kernels/depthwise.h"
 
 #include "kernels/sum.h"
@@ -32,7 +32,8 @@ struct Windows {
 DepthwiseGeometry check_windows(const char* op, const Ints& in, const Windows& w, Mode mode) {
   const int64_t rank = int64_t(in.size());
   const auto has_rank = [&](const Ints& values, int64_t per_axis) { return int64_t(values.size()) == per_axis * rank; };
-  if (rank < 1 || rank > 3 || !has_rank(w.kernel, 1) || !has_rank(w.stride, 1) || !has_rank(w.pads, 2) || !has_rank(w.dilation, 1))
+  if (rank < 1 || rank > 3 || !has_rank(w.kernel, 1) || !has_rank(w.stride, 1) || !has_rank(w.pads, 2) ||
+      !has_rank(w.dilation, 1))
     fail(op, "sizes, stride, pads and dilation must be of one rank from 1 to 3",
          text(in) + " " + text(w.kernel) + " " + text(w.stride) + " " + text(w.pads) + " " + text(w.dilation));
   DepthwiseGeometry g;
@@ -49,7 +50,8 @@ DepthwiseGeometry check_windows(const char* op, const Ints& in, const Windows& w
     const int64_t before = w.pads[2 * axis], after = w.pads[2 * axis + 1];
     const int64_t n = in[axis], k = w.kernel[axis], s = w.stride[axis], d = w.dilation[axis];
     if (std::min({n, k, s, d}) < 1 || std::min(before, after) < 0 || std::max({n, k, s, d, before, after}) > kMaxSize)
-      fail(op, "sizes, kernel, stride and dilation must be at least 1 and pads at least 0", text({n, k, s, d, before, after}));
+      fail(op, "sizes, kernel, stride and dilation must be at least 1 and pads at least 0",
+           text({n, k, s, d, before, after}));
     g.in[i] = n;
     g.kernel[i] = k;
     g.stride[i] = s;
@@ -72,7 +74,8 @@ int64_t volume(const int64_t* axes) { return axes[0] * axes[1] * axes[2]; }
 
 void check_grad_y(const char* op, const Tensor& grad_y, const DepthwiseGeometry& g) {
   const Ints out = output_size(g, grad_y.dim() - 2);
-  if (spatial_size(grad_y) != out) fail(op, "grad_y must have the size of the output " + text(out), text(grad_y.size()));
+  if (spatial_size(grad_y) != out)
+    fail(op, "grad_y must have the size of the output " + text(out), text(grad_y.size()));
 }
 
 void check_shapes(const char* op, const Tensor& x, const Tensor& weight) {
@@ -86,12 +89,13 @@ void check_shapes(const char* op, const Tensor& x, const Tensor& weight) {
 
 // Returns whether a tensor takes the channels-last kernels, which need a vector of channels.
 bool takes_nhwc(const Tensor& x, int64_t multiplier) {
-  return multiplier == 1 && x.size(1) >= kMaxLanes && !is_contiguous(x) && is_contiguous(x, MemoryFormat::channels_last);
+  return multiplier == 1 && x.size(1) >= kMaxLanes && !is_contiguous(x) &&
+         is_contiguous(x, MemoryFormat::channels_last);
 }
 
 MemoryFormat format_of(bool nhwc) { return nhwc ? MemoryFormat::channels_last : MemoryFormat::contiguous; }
 
-// What both forms of a convolution are given: samples of x (channels, in…) and packed weights and biases (null without).
+// What both forms of a convolution are given: samples of x (channels, in…), packed weights and biases (null without).
 struct DepthwiseOperands {
   int64_t samples, channels;
   Element element;
@@ -113,8 +117,8 @@ void convolve_nhwc(const char* op, const DepthwiseGeometry& g, const DepthwiseOp
       const int64_t n = u / units, from = u - n * units, until = std::min(last - n * units, units);
       const bool chunked = chunks > 1;  // then a unit is a chunk of the one row, else a row
       k.forward(g, o.channels, chunked ? 0 : from, chunked ? 1 : until, chunked ? from * g.out[2] / chunks : 0,
-                chunked ? until * g.out[2] / chunks : g.out[2], o.x + n * in * o.channels * o.element_bytes, o.weight, o.bias,
-                o.y + n * out * o.channels * o.element_bytes, scratch);
+                chunked ? until * g.out[2] / chunks : g.out[2], o.x + n * in * o.channels * o.element_bytes, o.weight,
+                o.bias, o.y + n * out * o.channels * o.element_bytes, scratch);
       u = n * units + until;
     }
   });
@@ -123,7 +127,8 @@ void convolve_nhwc(const char* op, const DepthwiseGeometry& g, const DepthwiseOp
 void convolve_nchw(const char* op, const DepthwiseGeometry& g, const DepthwiseOperands& o, bool flush) {
   const NchwKernels& k = kernels_of(depthwise_nchw_tables(), o.element);
   const NaiveKernel naive = kernels_of(depthwise_naive_tables(), o.element);
-  const int64_t in = volume(g.in), out = volume(g.out) * g.multiplier, weights = volume(g.kernel) * g.multiplier;  // of a channel
+  const int64_t in = volume(g.in), out = volume(g.out) * g.multiplier,
+                weights = volume(g.kernel) * g.multiplier;  // of a channel
   const bool finite = all_finite(o.weight, o.channels * weights, o.sum_bytes);
   const Work work{o.samples * o.channels, grain_of(volume(g.kernel) * out), k.scratch_bytes(g), flush};
   for_each_part(op, work, [&](int64_t first, int64_t last, void* scratch) {
@@ -140,26 +145,34 @@ void convolve_nchw(const char* op, const DepthwiseGeometry& g, const DepthwiseOp
   });
 }
 
-// Computes y from x, both of the format that the kernels take, with each channel's taps reversed where asked (the adjoint).
-void convolve(const char* op, const DepthwiseGeometry& g, const Tensor& x, const Tensor& weight, const Tensor& bias, bool nhwc,
-              bool reversed, bool flush, const Tensor& y) {
-  const int64_t outputs = weight.size(0), taps = volume(g.kernel), sum_bytes = element_size(accumulator_dtype(x.dtype()));
+// Computes y from x, both in the format that the kernels take; with each channel's taps reversed, the adjoint.
+void convolve(const char* op, const DepthwiseGeometry& g, const Tensor& x, const Tensor& weight, const Tensor& bias,
+              bool nhwc, bool reversed, bool flush, const Tensor& y) {
+  const int64_t outputs = weight.size(0), taps = volume(g.kernel),
+                sum_bytes = element_size(accumulator_dtype(x.dtype()));
   const Contiguous weight_used(op, weight);
   Buffer packed;
   const bool needs_packing = nhwc || reversed || weight.dtype() != accumulator_dtype(x.dtype());
   if (needs_packing) {
     packed = Buffer(op, "the packed weight", outputs * taps, sum_bytes);
-    pack_weights({weight_used->data(), weight.dtype(), outputs, taps}, nhwc ? Packing::column_major : Packing::row_major, reversed,
-                 packed.data());
+    pack_weights({weight_used->data(), weight.dtype(), outputs, taps},
+                 nhwc ? Packing::column_major : Packing::row_major, reversed, packed.data());
   }
   const Buffer packed_bias = pack_bias(op, bias);
-  const DepthwiseOperands operands{x.size(0),  x.size(1), element_of(op, x.dtype()), element_size(x.dtype()),
-                          sum_bytes,  address(x), needs_packing ? packed.data() : address(*weight_used), packed_bias.data(), address(y)};
+  const DepthwiseOperands operands{x.size(0),
+                                   x.size(1),
+                                   element_of(op, x.dtype()),
+                                   element_size(x.dtype()),
+                                   sum_bytes,
+                                   address(x),
+                                   needs_packing ? packed.data() : address(*weight_used),
+                                   packed_bias.data(),
+                                   address(y)};
   (nhwc ? convolve_nhwc : convolve_nchw)(op, g, operands, flush);
 }
 
-Tensor depthwise(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const Ints& stride, const Ints& pads,
-                 const Ints& dilation, int64_t mode, int64_t activation, bool ordered, bool flush) {
+Tensor depthwise(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const Ints& stride,
+                 const Ints& pads, const Ints& dilation, int64_t mode, int64_t activation, bool ordered, bool flush) {
   const char* op = "depthwise";
   check_shapes(op, x, weight);
   element_of(op, x.dtype());
@@ -181,8 +194,8 @@ Tensor depthwise(const Tensor& x, const Tensor& weight, const OptionalTensor& bi
 }
 
 // Returns the gradient of an input of that size.
-Tensor depthwise_grad_input(const Tensor& grad_y, const Tensor& weight, const Ints& size, const Ints& stride, const Ints& pads,
-                            const Ints& dilation, bool flush) {
+Tensor depthwise_grad_input(const Tensor& grad_y, const Tensor& weight, const Ints& size, const Ints& stride,
+                            const Ints& pads, const Ints& dilation, bool flush) {
   const char* op = "depthwise_grad_input";
   constexpr int64_t kMaxStride = 64;  // the time to set a gradient up grows with the square of the stride
   check_shapes(op, grad_y, weight);
@@ -218,14 +231,16 @@ void grad_weight_nchw(const char* op, const DepthwiseGeometry& g, const Tensor& 
   const Element element = element_of(op, x.dtype());
   const NchwGradKernels& k = kernels_of(depthwise_nchw_grad_tables(), element);
   const SumKernel add_sum = kernels_of(sum_tables(), element);
-  const int64_t samples = x.size(0), channels = x.size(1), M = g.multiplier, sum_bytes = element_size(accumulator_dtype(x.dtype()));
+  const int64_t samples = x.size(0), channels = x.size(1), M = g.multiplier,
+                sum_bytes = element_size(accumulator_dtype(x.dtype()));
   const int64_t in = volume(g.in), out = volume(g.out), taps = volume(g.kernel);
   const Work work{channels, grain_of(samples * out * taps * M), k.scratch_bytes(g), flush};
   for_each_part(op, work, [&](int64_t first, int64_t last, void* scratch) {
     for (int64_t c = first; c < last; ++c)
       for (int64_t n = 0; n < samples; ++n) {
         const int64_t plane = n * channels + c;
-        k.grad_weight(g, address(x, plane * in), address(grad_y, plane * M * out), grads.weight + c * M * taps * sum_bytes, scratch);
+        k.grad_weight(g, address(x, plane * in), address(grad_y, plane * M * out),
+                      grads.weight + c * M * taps * sum_bytes, scratch);
         for (int64_t m = 0; grads.bias && m < M; ++m)
           add_sum(address(grad_y, (plane * M + m) * out), out, grads.bias + (c * M + m) * sum_bytes);
       }
@@ -238,8 +253,8 @@ void grad_weight_nhwc(const char* op, const DepthwiseGeometry& g, const Tensor& 
   const int32_t dtype = accumulator_dtype(x.dtype());
   const int64_t samples = x.size(0), channels = x.size(1), sum_bytes = element_size(dtype);
   const int64_t in = volume(g.in), out = volume(g.out), taps = volume(g.kernel);
-  // Whole cache lines of channels a thread. The last vector, if it is not a whole one, begins earlier: it sums some channels a second time,
-  // so it has sums of its own.
+  // Whole cache lines of channels a thread. The last vector, if it is not a whole one, begins earlier: it sums some
+  // channels a second time, so it has sums of its own.
   const int64_t line = 64 / element_size(x.dtype()), whole = channels / kMaxLanes * kMaxLanes, rest = channels - whole;
   const int64_t row = channels * sum_bytes, sums_bytes = (taps + 1) * row;  // (taps, C), then the bias
   const Buffer sums(op, "the sums", (taps + 1) * channels, sum_bytes);
@@ -257,8 +272,9 @@ void grad_weight_nhwc(const char* op, const DepthwiseGeometry& g, const Tensor& 
   if (rest) {
     const Buffer last_sums(op, "the last sums", (taps + 1) * channels, sum_bytes);
     std::memset(last_sums.data(), 0, size_t(sums_bytes));
-    for_each_part(op, {1, 1, scratch_bytes, flush},
-                  [&](int64_t, int64_t, void* scratch) { add(channels - kMaxLanes, channels, last_sums.data(), scratch); });
+    for_each_part(op, {1, 1, scratch_bytes, flush}, [&](int64_t, int64_t, void* scratch) {
+      add(channels - kMaxLanes, channels, last_sums.data(), scratch);
+    });
     for (int64_t t = 0; t <= taps; ++t) {
       const int64_t offset = t * row + whole * sum_bytes;
       std::memcpy(sums.data() + offset, last_sums.data() + offset, size_t(rest * sum_bytes));
@@ -268,9 +284,11 @@ void grad_weight_nhwc(const char* op, const DepthwiseGeometry& g, const Tensor& 
   if (grads.bias) std::memcpy(grads.bias, sums.data() + taps * row, size_t(row));
 }
 
-// Returns the gradients of a weight (C·M, 1, K…) and of a bias (C·M; of size 0 if not wanted), in the dtype of the sums.
-std::pair<Tensor, Tensor> depthwise_grad_weight(const Tensor& grad_y, const Tensor& x, const Ints& kernel, const Ints& stride,
-                                                const Ints& pads, const Ints& dilation, bool bias, bool flush) {
+// Returns the gradients of a weight (C·M, 1, K…) and of a bias (C·M; of size 0 if not wanted), in the dtype of the
+// sums.
+std::pair<Tensor, Tensor> depthwise_grad_weight(const Tensor& grad_y, const Tensor& x, const Ints& kernel,
+                                                const Ints& stride, const Ints& pads, const Ints& dilation, bool bias,
+                                                bool flush) {
   const char* op = "depthwise_grad_weight";
   if (x.dim() < 3 || x.dim() > 5 || grad_y.dim() != x.dim() || x.size(1) < 1 || grad_y.size(1) % x.size(1) ||
       grad_y.size(0) != x.size(0) || grad_y.dtype() != x.dtype())
@@ -294,14 +312,14 @@ std::pair<Tensor, Tensor> depthwise_grad_weight(const Tensor& grad_y, const Tens
 }
 
 const Register<depthwise> kDepthwise(
-    "depthwise(Tensor x, Tensor weight, Tensor? bias, int[] stride, SymInt[] pads, int[] dilation, int mode, int activation, "
-    "bool ordered, bool flush) -> Tensor");
+    "depthwise(Tensor x, Tensor weight, Tensor? bias, int[] stride, SymInt[] pads, int[] dilation, int mode, int "
+    "activation, bool ordered, bool flush) -> Tensor");
 const Register<depthwise_grad_input> kGradInput(
-    "depthwise_grad_input(Tensor grad_y, Tensor weight, SymInt[] size, int[] stride, SymInt[] pads, int[] dilation, bool flush) "
-    "-> Tensor");
+    "depthwise_grad_input(Tensor grad_y, Tensor weight, SymInt[] size, int[] stride, SymInt[] pads, int[] dilation, "
+    "bool flush) -> Tensor");
 const Register<depthwise_grad_weight> kGradWeight(
-    "depthwise_grad_weight(Tensor grad_y, Tensor x, SymInt[] kernel, int[] stride, SymInt[] pads, int[] dilation, bool bias, "
-    "bool flush) -> (Tensor, Tensor)");
+    "depthwise_grad_weight(Tensor grad_y, Tensor x, SymInt[] kernel, int[] stride, SymInt[] pads, int[] dilation, "
+    "bool bias, bool flush) -> (Tensor, Tensor)");
 
 }  // namespace
 }  // namespace omniconv

@@ -4,14 +4,19 @@
 
 namespace omniconv {
 
+// torch's codes of the dtypes; they do not change while it is loaded.
+inline const int32_t kFloat32 = aoti_torch_dtype_float32(), kFloat64 = aoti_torch_dtype_float64(),
+                     kBfloat16 = aoti_torch_dtype_bfloat16(), kFloat16 = aoti_torch_dtype_float16(),
+                     kInt64 = aoti_torch_dtype_int64(), kBool = aoti_torch_dtype_bool();
+
 enum class Element { f32, f64, bf16, f16 };
 
 // Returns the element type of a tensor's dtype; refuses others.
 inline Element element_of(const char* op, int32_t dtype) {
-  if (dtype == aoti_torch_dtype_float32()) return Element::f32;
-  if (dtype == aoti_torch_dtype_float64()) return Element::f64;
-  if (dtype == aoti_torch_dtype_bfloat16()) return Element::bf16;
-  if (dtype == aoti_torch_dtype_float16()) return Element::f16;
+  if (dtype == kFloat32) return Element::f32;
+  if (dtype == kFloat64) return Element::f64;
+  if (dtype == kBfloat16) return Element::bf16;
+  if (dtype == kFloat16) return Element::f16;
   fail(op, "the dtype must be float32, float64, bfloat16 or float16", "code " + std::to_string(dtype));
 }
 
@@ -27,14 +32,12 @@ template <class Tables> const auto& kernels_of(const Tables& tables, Element ele
 
 // Returns the bytes of an element: of the four types, of bool and of int64.
 inline int64_t element_size(int32_t dtype) {
-  if (dtype == aoti_torch_dtype_float32()) return 4;
-  if (dtype == aoti_torch_dtype_bfloat16() || dtype == aoti_torch_dtype_float16()) return 2;
-  return dtype == aoti_torch_dtype_bool() ? 1 : 8;
+  if (dtype == kFloat32) return 4;
+  if (dtype == kBfloat16 || dtype == kFloat16) return 2;
+  return dtype == kBool ? 1 : 8;
 }
 
 // Returns the dtype that sums of elements are kept in: float64 for float64, else float32.
-inline int32_t accumulator_dtype(int32_t dtype) {
-  return dtype == aoti_torch_dtype_float64() ? dtype : aoti_torch_dtype_float32();
-}
+inline int32_t accumulator_dtype(int32_t dtype) { return dtype == kFloat64 ? dtype : kFloat32; }
 
 }  // namespace omniconv

@@ -1,5 +1,4 @@
-// Dynamic convolution: checks, layout, threads and registration. The arithmetic is in kernels/dynamic.kernel.cpp and
-// dynamic_grad.kernel.cpp.
+// Dynamic convolution: checks, layout, threads and registration.
 #include "kernels/dynamic.h"
 
 #include "ops/isa.h"
@@ -39,7 +38,7 @@ struct DynamicCall {
 void set_dropout(const char* op, DynamicGeometry& g, const Tensor& seed, int64_t dropped) {
   constexpr int64_t kAll = int64_t(1) << 32;
   if (dropped < 0 || dropped > kAll) fail(op, "dropped must be at least 0 and at most 2^32", std::to_string(dropped));
-  if (dropped && (!seed || seed.numel() != 1 || seed.dtype() != aoti_torch_dtype_int64()))
+  if (dropped && (!seed || seed.numel() != 1 || seed.dtype() != kInt64))
     fail(op, "seed must be one int64", seed ? text(seed.size()) : "none");
   if (!dropped) return;
   g.seed = uint64_t(*static_cast<const int64_t*>(seed.data()));
@@ -48,7 +47,8 @@ void set_dropout(const char* op, DynamicGeometry& g, const Tensor& seed, int64_t
 }
 
 // Returns the call of an input and its kernels (N, H, K, Out or 1).
-DynamicCall check_call(const char* op, const Axes& axes, const Sequences& x, const Tensor& kernels, const DynamicSettings& s) {
+DynamicCall check_call(const char* op, const Axes& axes, const Sequences& x, const Tensor& kernels,
+                       const DynamicSettings& s) {
   if (kernels.dim() != 4 || kernels.size(0) != x.batch)
     fail(op, "kernels must be (N, H, K, Out) for an input " + text(x.size), text(kernels.size()));
   const int64_t heads = kernels.size(1), taps = kernels.size(2), positions = kernels.size(3);
@@ -85,7 +85,8 @@ void check_kernels_dtype(const char* op, const Tensor& kernels, const Tensor& x)
 
 void check_grad_y(const char* op, const Tensor& grad_y, const DynamicCall& c, const Tensor& kernels) {
   check_grad(op, grad_y, c.y);
-  if (grad_y.dtype() != kernels.dtype()) fail(op, "grad_y must have the dtype of kernels", std::to_string(grad_y.dtype()));
+  if (grad_y.dtype() != kernels.dtype())
+    fail(op, "grad_y must have the dtype of kernels", std::to_string(grad_y.dtype()));
 }
 
 // Positions [first, last) of the heads that a kernel makes at once, from head h of sample n.
@@ -94,15 +95,16 @@ struct Chunk {
   int64_t n, h, first, last;
 };
 
-// Returns the positions of a unit of work: enough that neighbouring tiles, which read some positions twice, are mostly one thread's.
+// Returns the positions of a unit of work: enough that neighbouring tiles, which read some positions twice, are mostly
+// one thread's.
 int64_t chunk_length(const DynamicCall& c, int64_t positions) {
   return std::min(positions, std::max<int64_t>(512, 4 * c.g.dilation * (c.g.kernel - 1)));
 }
 
 // Calls f(chunk, scratch) for all heads and samples, chunk by chunk of so many positions.
 template <class F>
-void for_each_chunk(const char* op, const DynamicCall& c, int64_t positions, int64_t length, size_t scratch_bytes, bool flush,
-                    const F& f) {
+void for_each_chunk(const char* op, const DynamicCall& c, int64_t positions, int64_t length, size_t scratch_bytes,
+                    bool flush, const F& f) {
   const int64_t chunks = (positions + length - 1) / length, head_groups = (c.heads + c.g.heads - 1) / c.g.heads;
   const int64_t units = head_groups * chunks;
   const bool heads_first = c.x.channel == 1;  // heads of a chunk follow each other where their channels do
@@ -122,9 +124,9 @@ void for_each_chunk(const char* op, const DynamicCall& c, int64_t positions, int
   });
 }
 
-Tensor dynamic(const Tensor& x, const Tensor& kernels, const OptionalTensor& bias, const OptionalTensor& mask, int64_t layout,
-               const Ints& pads, int64_t dilation, int64_t mode, bool softmax, const OptionalTensor& seed, int64_t dropped,
-               int64_t activation, bool flush) {
+Tensor dynamic(const Tensor& x, const Tensor& kernels, const OptionalTensor& bias, const OptionalTensor& mask,
+               int64_t layout, const Ints& pads, int64_t dilation, int64_t mode, bool softmax,
+               const OptionalTensor& seed, int64_t dropped, int64_t activation, bool flush) {
   const char* op = "dynamic";
   const DynamicKernels& k = kernels_of(dynamic_tables(), element_of(op, x.dtype()));
   const Axes axes = check_layout(op, layout);
@@ -141,12 +143,13 @@ Tensor dynamic(const Tensor& x, const Tensor& kernels, const OptionalTensor& bia
   const Buffer packed = pack_bias(op, bias);
   const int64_t head_bytes = c.g.group * element_size(accumulator_dtype(x.dtype())), outputs = c.g.outputs;
   const size_t scratch_bytes = k.forward_bytes(c.g);
-  for_each_chunk(op, c, outputs, chunk_length(c, outputs), scratch_bytes, flush, [&](const Chunk& chunk, void* scratch) {
-    const int64_t n = chunk.n, h = chunk.h;
-    k.forward(chunk.g, chunk.first, chunk.last, address(*x_used, c.x_offset(n, h)),
-              address(*kernels_used, c.kernel_offset(n, h)), bias ? packed.data() + h * head_bytes : nullptr,
-              mask_of(*mask_used, n), address(y, c.y_offset(n, h)), scratch);
-  });
+  for_each_chunk(
+      op, c, outputs, chunk_length(c, outputs), scratch_bytes, flush, [&](const Chunk& chunk, void* scratch) {
+        const int64_t n = chunk.n, h = chunk.h;
+        k.forward(chunk.g, chunk.first, chunk.last, address(*x_used, c.x_offset(n, h)),
+                  address(*kernels_used, c.kernel_offset(n, h)), bias ? packed.data() + h * head_bytes : nullptr,
+                  mask_of(*mask_used, n), address(y, c.y_offset(n, h)), scratch);
+      });
   return y;
 }
 
@@ -165,19 +168,20 @@ Tensor dynamic_grad_input(const Tensor& grad_y, const Tensor& kernels, const Opt
   Tensor grad_x = new_tensor(op, input.size, grad_y.dtype());
   if (!grad_x.numel()) return grad_x;
   const size_t scratch_bytes = k.grad_input_bytes(c.g);
-  for_each_chunk(op, c, c.g.length, chunk_length(c, c.g.length), scratch_bytes, flush, [&](const Chunk& chunk, void* scratch) {
-    const int64_t n = chunk.n, h = chunk.h;
-    k.grad_input(chunk.g, chunk.first, chunk.last, address(*grad_used, c.y_offset(n, h)),
-                 address(*kernels_used, c.kernel_offset(n, h)), mask_of(*mask_used, n), address(grad_x, c.x_offset(n, h)),
-                 scratch);
-  });
+  for_each_chunk(op, c, c.g.length, chunk_length(c, c.g.length), scratch_bytes, flush,
+                 [&](const Chunk& chunk, void* scratch) {
+                   const int64_t n = chunk.n, h = chunk.h;
+                   k.grad_input(chunk.g, chunk.first, chunk.last, address(*grad_used, c.y_offset(n, h)),
+                                address(*kernels_used, c.kernel_offset(n, h)), mask_of(*mask_used, n),
+                                address(grad_x, c.x_offset(n, h)), scratch);
+                 });
   return grad_x;
 }
 
 // Returns the gradient of what the weights are made from.
 Tensor dynamic_grad_kernels(const Tensor& grad_y, const Tensor& x, const Tensor& kernels, const OptionalTensor& mask,
-                            int64_t layout, const Ints& pads, int64_t dilation, bool softmax, const OptionalTensor& seed,
-                            int64_t dropped, bool flush) {
+                            int64_t layout, const Ints& pads, int64_t dilation, bool softmax,
+                            const OptionalTensor& seed, int64_t dropped, bool flush) {
   const char* op = "dynamic_grad_kernels";
   const DynamicGradKernels& k = kernels_of(dynamic_grad_tables(), element_of(op, x.dtype()));
   const Axes axes = check_layout(op, layout);
@@ -193,9 +197,9 @@ Tensor dynamic_grad_kernels(const Tensor& grad_y, const Tensor& x, const Tensor&
   const size_t scratch_bytes = k.grad_kernels_bytes(c.g);
   for_each_chunk(op, c, outputs, chunk_positions, scratch_bytes, flush, [&](const Chunk& chunk, void* scratch) {
     const int64_t n = chunk.n, h = chunk.h;
-    k.grad_kernels(chunk.g, chunk.first, chunk.last, address(*grad_used, c.y_offset(n, h)), address(*x_used, c.x_offset(n, h)),
-                   address(*kernels_used, c.kernel_offset(n, h)), mask_of(*mask_used, n),
-                   address(grad_kernels, c.kernel_offset(n, h)), scratch);
+    k.grad_kernels(chunk.g, chunk.first, chunk.last, address(*grad_used, c.y_offset(n, h)),
+                   address(*x_used, c.x_offset(n, h)), address(*kernels_used, c.kernel_offset(n, h)),
+                   mask_of(*mask_used, n), address(grad_kernels, c.kernel_offset(n, h)), scratch);
   });
   return grad_kernels;
 }
@@ -213,7 +217,7 @@ Tensor dynamic_dropout_scale(const Tensor& kernels, const Tensor& seed, int64_t 
   const int32_t dtype = accumulator_dtype(kernels.dtype());
   Tensor scales = new_tensor(op, kernels.size(), dtype);
   const int64_t n = scales.numel();
-  if (dtype == aoti_torch_dtype_float64()) std::fill_n(static_cast<double*>(scales.data()), n, 1.0);
+  if (dtype == kFloat64) std::fill_n(static_cast<double*>(scales.data()), n, 1.0);
   else std::fill_n(static_cast<float*>(scales.data()), n, 1.0f);
   for (int64_t head = 0; n && head < kernels.size(0) * kernels.size(1); ++head, g.row += g.kernel)
     k.apply_dropout(g, address(scales, head * g.kernel * g.positions));
@@ -223,14 +227,14 @@ Tensor dynamic_dropout_scale(const Tensor& kernels, const Tensor& seed, int64_t 
 const Register<dynamic_dropout_scale> kDropoutScale(
     "dynamic_dropout_scale(Tensor kernels, Tensor seed, int dropped) -> Tensor");
 const Register<dynamic> kDynamic(
-    "dynamic(Tensor x, Tensor kernels, Tensor? bias, Tensor? mask, int layout, SymInt[] pads, int dilation, int mode, "
-    "bool softmax, Tensor? seed, int dropped, int activation, bool flush) -> Tensor");
+    "dynamic(Tensor x, Tensor kernels, Tensor? bias, Tensor? mask, int layout, SymInt[] pads, int dilation, int "
+    "mode, bool softmax, Tensor? seed, int dropped, int activation, bool flush) -> Tensor");
 const Register<dynamic_grad_input> kGradInput(
-    "dynamic_grad_input(Tensor grad_y, Tensor kernels, Tensor? mask, SymInt[] length, int layout, SymInt[] pads, int dilation, "
-    "bool softmax, Tensor? seed, int dropped, bool flush) -> Tensor");
+    "dynamic_grad_input(Tensor grad_y, Tensor kernels, Tensor? mask, SymInt[] length, int layout, SymInt[] pads, "
+    "int dilation, bool softmax, Tensor? seed, int dropped, bool flush) -> Tensor");
 const Register<dynamic_grad_kernels> kGradKernels(
-    "dynamic_grad_kernels(Tensor grad_y, Tensor x, Tensor kernels, Tensor? mask, int layout, SymInt[] pads, int dilation, "
-    "bool softmax, Tensor? seed, int dropped, bool flush) -> Tensor");
+    "dynamic_grad_kernels(Tensor grad_y, Tensor x, Tensor kernels, Tensor? mask, int layout, SymInt[] pads, int "
+    "dilation, bool softmax, Tensor? seed, int dropped, bool flush) -> Tensor");
 
 }  // namespace
 }  // namespace omniconv

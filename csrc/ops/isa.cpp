@@ -6,15 +6,22 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 namespace omniconv {
 namespace {
 
-// Returns the best level of which the processor has every flag that it was compiled with, or an odd CPU dies of an illegal instruction.
+// Returns the best level of which the processor has every flag that the level was compiled with: else an odd one would
+// die of an illegal instruction.
 Isa detect() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  // Clang 16's __builtin_cpu_supports knows no "f16c"
+  unsigned eax, ebx, ecx = 0, edx;
+  const bool f16c = __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && f16c;
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
   return avx512 ? Isa::avx512 : avx2 ? Isa::avx2 : Isa::base;
@@ -57,8 +64,8 @@ Isa isa() {
 
 }  // namespace omniconv
 
-// Reached from Python through ctypes: sets the level to at most the best one (a negative level sets the best; INT64_MIN leaves it) and
-// returns the one in force.
+// Reached from Python through ctypes: sets the level to at most the best one (a negative level sets the best; INT64_MIN
+// leaves it) and returns the one in force.
 extern "C" __attribute__((visibility("default"))) int64_t omniconv_isa(int64_t level) {
   using namespace omniconv;
   if (level != INT64_MIN) lowered = level < 0 ? -1 : std::min(level, int64_t(best_isa()));

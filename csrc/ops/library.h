@@ -4,7 +4,7 @@
 
 namespace omniconv {
 
-// Returns the library handle that schemas are defined through: one for the life of the process, whatever file registers first.
+// Returns the library handle that schemas are defined through: one in a process, whatever file registers first.
 inline TorchLibraryHandle schema_library() {
   static TorchLibraryHandle library = [] {
     TorchLibraryHandle handle;

@@ -1,4 +1,4 @@
-// Lightweight convolution: checks, layout, threads and registration. The arithmetic is in kernels/lightweight*.kernel.cpp.
+// Lightweight convolution: checks, layout, threads and registration.
 #include "kernels/lightweight.h"
 
 #include "ops/isa.h"
@@ -67,7 +67,7 @@ Buffer effective_weights(const char* op, const LightweightKernels& k, const Ligh
   return packed;
 }
 
-// What a convolution is made of: an input and its mask, packed weights and biases (null without), and where outputs are 0.
+// What a convolution is given: an input and its mask, packed weights and biases (null without), where outputs are 0.
 struct LightweightOperands {
   const Tensor& x;
   const Tensor& mask;
@@ -77,22 +77,25 @@ struct LightweightOperands {
 };
 
 // Computes y, all tensors contiguous.
-void convolve(const char* op, const LightweightKernels& k, const LightweightCall& c, const LightweightOperands& in, bool flush, Tensor& y) {
+void convolve(const char* op, const LightweightKernels& k, const LightweightCall& c, const LightweightOperands& in,
+              bool flush, Tensor& y) {
   LightweightGeometry g = c.g;
   g.finite = all_finite(in.weight, c.heads * g.kernel, c.sum_bytes);
-  // What is one thread's at a time; the last block has up to twice as many channels, so that it fills vectors where there are enough.
-  // Rows of channels are as long as possible.
+  // What is one thread's at a time; the last block has up to twice as many channels, so that it fills vectors where
+  // there are enough. Rows of channels are as long as possible.
   const int64_t kChannels = c.time_fastest ? 64 : 512, kOutputs = c.time_fastest ? 512 : 128;
   const int64_t blocks = std::max<int64_t>(1, g.channels / kChannels);
   const int64_t chunks = std::max<int64_t>(1, g.outputs / std::max(kOutputs, 4 * g.dilation * (g.kernel - 1)));
   const int64_t units = blocks * chunks;
-  const Work work{c.x.batch * units, grain_of(g.outputs / chunks * (g.channels / blocks) * g.kernel), k.scratch_bytes(g), flush};
+  const Work work{c.x.batch * units, grain_of(g.outputs / chunks * (g.channels / blocks) * g.kernel),
+                  k.scratch_bytes(g), flush};
   const char* x_data = address(in.x);
   char* y_data = address(y);
   for_each_part(op, work, [&](int64_t first, int64_t last, void* scratch) {
     for (int64_t u = first; u < last; ++u) {
       const int64_t n = u / units, unit = u % units;
-      const int64_t b = c.time_fastest ? unit / chunks : unit % blocks, i = c.time_fastest ? unit % chunks : unit / blocks;
+      const int64_t b = c.time_fastest ? unit / chunks : unit % blocks,
+                    i = c.time_fastest ? unit % chunks : unit / blocks;
       const int64_t c0 = b * kChannels, c1 = b == blocks - 1 ? g.channels : c0 + kChannels;
       const int64_t t0 = i * g.outputs / chunks, t1 = (i + 1) * g.outputs / chunks;
       k.forward(g, c0, c1, t0, t1, x_data + n * g.x_sample * c.element_bytes, in.weight, in.bias, mask_of(in.mask, n),
@@ -101,8 +104,9 @@ void convolve(const char* op, const LightweightKernels& k, const LightweightCall
   });
 }
 
-Tensor lightweight(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& mask, int64_t layout,
-                   const Ints& pads, int64_t dilation, int64_t mode, bool softmax, int64_t activation, bool flush) {
+Tensor lightweight(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& mask,
+                   int64_t layout, const Ints& pads, int64_t dilation, int64_t mode, bool softmax, int64_t activation,
+                   bool flush) {
   const char* op = "lightweight";
   const LightweightKernels& k = kernels_of(lightweight_tables(), element_of(op, x.dtype()));
   const Axes axes = check_layout(op, layout);
@@ -120,9 +124,10 @@ Tensor lightweight(const Tensor& x, const Tensor& weight, const OptionalTensor& 
   return y;
 }
 
-// Returns the gradient of an input of `length` positions, 0 where the mask is set: the adjoint, the same with reversed taps.
-Tensor lightweight_grad_input(const Tensor& grad_y, const Tensor& weight, const OptionalTensor& mask, const Ints& length,
-                              int64_t layout, const Ints& pads, int64_t dilation, bool softmax, bool flush) {
+// Returns the gradient of an input of `length` positions, 0 where the mask is set: the same with reversed taps.
+Tensor lightweight_grad_input(const Tensor& grad_y, const Tensor& weight, const OptionalTensor& mask,
+                              const Ints& length, int64_t layout, const Ints& pads, int64_t dilation, bool softmax,
+                              bool flush) {
   const char* op = "lightweight_grad_input";
   const LightweightKernels& k = kernels_of(lightweight_tables(), element_of(op, grad_y.dtype()));
   const Axes axes = check_layout(op, layout);
@@ -144,16 +149,14 @@ Tensor lightweight_grad_input(const Tensor& grad_y, const Tensor& weight, const 
   return grad_x;
 }
 
-// How the gradient of a weight is shared out: heads_per_unit heads a unit, and where there are few units the batch is split. Neither depends
-// on the number of threads.
-struct GradWeightSplit {
-  int64_t heads_per_unit, units, batch_splits;
-};
+// How the gradient of a weight is shared out: heads_per_unit heads a unit, and where there are few units the batch is
+// split. Neither depends on the number of threads.
+struct GradWeightSplit { int64_t heads_per_unit, units, batch_splits; };
 
 GradWeightSplit split_grad_weight(const LightweightCall& c) {
   constexpr int64_t kUnits = 8;
   const int64_t copied_channels = c.time_fastest ? 0 : 8 * kMaxLanes;  // what is copied at once of channels-last
-  int64_t heads = 1;  // enough to fill vectors
+  int64_t heads = 1;                                                   // enough to fill vectors
   const auto fills_vectors = [&] {
     const int64_t channels = heads * c.g.group;
     return channels >= copied_channels && (channels % kMaxLanes == 0 || channels >= 4 * kMaxLanes);
@@ -170,11 +173,11 @@ template <class A> void sum_rows(char* data, int64_t count, int64_t n) {
     for (int64_t i = 0; i < n; ++i) sums[i] += sums[row * n + i];
 }
 
-// Returns the gradients of a weight (H, K), of its logits under a softmax, and of a bias (C; of size 0 if not wanted), in the dtype of the
-// sums.
+// Returns the gradients of a weight (H, K), of its logits under a softmax, and of a bias (C; of size 0 if not wanted),
+// in the dtype of the sums.
 std::pair<Tensor, Tensor> lightweight_grad_weight(const Tensor& grad_y, const Tensor& x, const Tensor& weight,
-                                                  const OptionalTensor& mask, int64_t layout, const Ints& pads, int64_t dilation,
-                                                  bool softmax, bool bias, bool flush) {
+                                                  const OptionalTensor& mask, int64_t layout, const Ints& pads,
+                                                  int64_t dilation, bool softmax, bool bias, bool flush) {
   const char* op = "lightweight_grad_weight";
   const LightweightKernels& k = kernels_of(lightweight_tables(), element_of(op, x.dtype()));
   const Axes axes = check_layout(op, layout);
@@ -197,7 +200,8 @@ std::pair<Tensor, Tensor> lightweight_grad_weight(const Tensor& grad_y, const Te
     const Work work{split.units * split.batch_splits, grain_of(macs), k.scratch_bytes(g), flush};
     for_each_part(op, work, [&](int64_t begin, int64_t end, void* scratch) {
       for (int64_t u = begin; u < end; ++u) {
-        const int64_t s = u / split.units, h0 = u % split.units * heads_per_unit, h1 = std::min(h0 + heads_per_unit, c.heads);
+        const int64_t s = u / split.units, h0 = u % split.units * heads_per_unit,
+                      h1 = std::min(h0 + heads_per_unit, c.heads);
         const int64_t first = s * input.batch / split.batch_splits, last = (s + 1) * input.batch / split.batch_splits;
         char* sums = partial_sums.data() + s * row * c.sum_bytes;
         k.grad_weight(g, h0 * g.group, h1 * g.group, last - first, address(*x_used, first * g.x_sample),
@@ -217,14 +221,14 @@ std::pair<Tensor, Tensor> lightweight_grad_weight(const Tensor& grad_y, const Te
 }
 
 const Register<lightweight> kLightweight(
-    "lightweight(Tensor x, Tensor weight, Tensor? bias, Tensor? mask, int layout, SymInt[] pads, int dilation, int mode, "
-    "bool softmax, int activation, bool flush) -> Tensor");
+    "lightweight(Tensor x, Tensor weight, Tensor? bias, Tensor? mask, int layout, SymInt[] pads, int dilation, int "
+    "mode, bool softmax, int activation, bool flush) -> Tensor");
 const Register<lightweight_grad_input> kGradInput(
     "lightweight_grad_input(Tensor grad_y, Tensor weight, Tensor? mask, SymInt[] length, int layout, SymInt[] pads, "
     "int dilation, bool softmax, bool flush) -> Tensor");
 const Register<lightweight_grad_weight> kGradWeight(
-    "lightweight_grad_weight(Tensor grad_y, Tensor x, Tensor weight, Tensor? mask, int layout, SymInt[] pads, int dilation, "
-    "bool softmax, bool bias, bool flush) -> (Tensor, Tensor)");
+    "lightweight_grad_weight(Tensor grad_y, Tensor x, Tensor weight, Tensor? mask, int layout, SymInt[] pads, int "
+    "dilation, bool softmax, bool bias, bool flush) -> (Tensor, Tensor)");
 
 }  // namespace
 }  // namespace omniconv

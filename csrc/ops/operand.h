@@ -1,4 +1,5 @@
-// What every op does with its operands: looks at how they lie in memory, makes new ones, and packs its weights for the kernels.
+// What every op does with its operands: looks at how they lie in memory, makes new ones, and packs its weights for the
+// kernels.
 #pragma once
 #include <algorithm>
 #include <cstdlib>
@@ -52,15 +53,18 @@ inline int64_t bytes_of(const Ints& size, int64_t element_bytes) {
 }
 
 // Refuses a call that there is no memory for; `what` is too large.
-[[noreturn]] inline void fail_to_allocate(const char* op, const std::string& what, const Ints& size, int64_t element_bytes) {
+[[noreturn]] inline void fail_to_allocate(const char* op, const std::string& what, const Ints& size,
+                                          int64_t element_bytes) {
   const int64_t bytes = bytes_of(size, element_bytes);
-  fail(op, what + " of " + (bytes < 0 ? "more than 2^63" : std::to_string(bytes)) + " bytes (sizes " + joined(size) + ") must fit into memory",
+  fail(op,
+       what + " of " + (bytes < 0 ? "more than 2^63" : std::to_string(bytes)) + " bytes (sizes " + joined(size) +
+           ") must fit into memory",
        "an allocation failure");
 }
 
 // Returns a new tensor, not initialised; `what` it is, for the error of one that does not fit into memory.
-inline Tensor new_tensor(const char* op, const Ints& size, int32_t dtype, MemoryFormat format = MemoryFormat::contiguous,
-                         const char* what = "the result") {
+inline Tensor new_tensor(const char* op, const Ints& size, int32_t dtype,
+                         MemoryFormat format = MemoryFormat::contiguous, const char* what = "the result") {
   const int64_t bytes = element_size(dtype);
   Tensor t = bytes_of(size, bytes) < 0 ? Tensor() : Tensor::try_empty(size, contiguous_strides(size, format), dtype);
   if (!t) fail_to_allocate(op, what, size, bytes);
@@ -91,8 +95,8 @@ inline Tensor copied(const char* op, const Tensor& t) {
   return copy;
 }
 
-// A tensor, or a contiguous copy of one that is neither contiguous nor in the format that its op accepts. Callers see to this themselves,
-// but an exported program has forgotten to where nothing was to do.
+// A tensor, or a contiguous copy of one that is neither contiguous nor in the format that its op accepts. Callers see
+// to this themselves, but an exported program has forgotten to where nothing was to do.
 class Contiguous {
  public:
   Contiguous(const char* op, const Tensor& t, MemoryFormat accepted = MemoryFormat::contiguous)

@@ -1,4 +1,4 @@
-// Pointwise convolution along one axis: checks, threads and registration. The arithmetic is in kernels/gemm.kernel.cpp.
+// Pointwise convolution along one axis: checks, threads and registration; it is a matrix product over channels.
 #include "kernels/gemm.h"
 #include "ops/checks.h"
 #include "ops/isa.h"
@@ -51,7 +51,8 @@ Tensor pointwise(const Tensor& x, const Tensor& weight, const OptionalTensor& bi
   return y;
 }
 
-const Register<pointwise> kPointwise("pointwise(Tensor x, Tensor weight, Tensor? bias, int activation, bool flush) -> Tensor");
+const Register<pointwise> kPointwise(
+    "pointwise(Tensor x, Tensor weight, Tensor? bias, int activation, bool flush) -> Tensor");
 
 }  // namespace
 }  // namespace omniconv

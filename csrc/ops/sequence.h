@@ -6,13 +6,12 @@
 namespace omniconv {
 
 // The axes of a layout.
-struct Axes {
-  size_t batch, channel, time;
-};
+struct Axes { size_t batch, channel, time; };
 
 inline Axes check_layout(const char* op, int64_t layout) {
   constexpr Axes kLayouts[] = {{0, 1, 2}, {0, 2, 1}, {1, 2, 0}};
-  if (layout < 0 || layout > 2) fail(op, "layout must be 0 (N, C, T), 1 (N, T, C) or 2 (T, N, C)", std::to_string(layout));
+  if (layout < 0 || layout > 2)
+    fail(op, "layout must be 0 (N, C, T), 1 (N, T, C) or 2 (T, N, C)", std::to_string(layout));
   return kLayouts[layout];
 }
 
@@ -64,8 +63,8 @@ inline int64_t check_window(const char* op, const Sequences& x, const SequenceWi
          std::to_string(w.heads) + " for " + text(x.size));
   if (w.pads.size() != 2) fail(op, "pads must be (before, after)", text(w.pads));
   const int64_t before = w.pads[0], after = w.pads[1];
-  if (x.length < 1 || x.length > kMaxSize || w.taps < 1 || w.taps > kMaxSize || w.dilation < 1 || w.dilation > kMaxSize ||
-      before < 0 || before > kMaxSize || after < 0 || after > kMaxSize)
+  if (x.length < 1 || x.length > kMaxSize || w.taps < 1 || w.taps > kMaxSize || w.dilation < 1 ||
+      w.dilation > kMaxSize || before < 0 || before > kMaxSize || after < 0 || after > kMaxSize)
     fail(op, "length, kernel and dilation must be at least 1 and pads at least 0",
          text({x.length, w.taps, w.dilation, before, after}));
   const int64_t outputs = check_window(op, AxisWindow{x.length, before, after, w.taps, w.dilation}, w.mode);
@@ -75,7 +74,7 @@ inline int64_t check_window(const char* op, const Sequences& x, const SequenceWi
 }
 
 inline void check_mask(const char* op, const Tensor& mask, const Sequences& x) {
-  if (mask && (mask.dim() != 2 || mask.size(0) != x.batch || mask.size(1) != x.length || mask.dtype() != aoti_torch_dtype_bool()))
+  if (mask && (mask.dim() != 2 || mask.size(0) != x.batch || mask.size(1) != x.length || mask.dtype() != kBool))
     fail(op, "mask must be bool (N, T)", text(mask.size()));
 }
 

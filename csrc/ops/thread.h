@@ -1,4 +1,5 @@
-// How the work of a call is shared out among threads, and what each of them needs: scratch, and how denormal numbers are treated.
+// How the work of a call is shared out among threads, and what each of them needs: scratch, and how denormal numbers
+// are treated.
 #pragma once
 #include <algorithm>
 #include <cstdlib>
@@ -38,7 +39,9 @@ class Scratch {
   using Block = std::unique_ptr<void, Free>;
   static Block allocate(const char* op, size_t bytes) {
     Block block(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
-    if (!block) fail(op, "a thread's scratch of " + std::to_string(bytes) + " bytes must fit into memory", "an allocation failure");
+    if (!block)
+      fail(op, "a thread's scratch of " + std::to_string(bytes) + " bytes must fit into memory",
+           "an allocation failure");
     return block;
   }
   Block own_;

@@ -8,7 +8,8 @@
 namespace omniconv {
 namespace {
 
-// The control register of this thread's floating-point arithmetic; where none is known, kFlushDenormals asks for nothing.
+// The control register of this thread's floating-point arithmetic; where none is known, kFlushDenormals asks for
+// nothing.
 #if defined(__SSE__)
 constexpr uint64_t kFlushDenormals = 0x8040;  // results (FTZ) and operands (DAZ)
 inline uint64_t float_control() { return _mm_getcsr(); }
