@@ -303,7 +303,7 @@ HUGE = torch.zeros(1, 1, 1).expand(2**20, 2**10, 2**12)  # 16 TiB, of one elemen
 
 # op and what does not fit -> a call
 TOO_LARGE = {
-    "pointwise: the result": lambda ops: ops.pointwise(HUGE, torch.zeros(1, 2**10, 1), None, 0, True),
+    "pointwise: the result": lambda ops: ops.pointwise(HUGE, torch.zeros(2**10, 2**10, 1), None, 0, True),
     "lightweight: the result": lambda ops: ops.lightweight(HUGE, torch.zeros(1, 1), None, None, 0, [0, 0], 1, 0, False, 0, True),
     "depthwise: a contiguous copy": lambda ops: ops.depthwise(
         HUGE, torch.zeros(2**10, 1, 1), None, [1], [0, 0], [1], 0, 0, False, True
