@@ -11,7 +11,8 @@ TORCH_INDEX ?=
 ENV := .venv$(if $(filter-out $(FIRST),$(TORCH)),-torch-$(TORCH))
 BIN := $(ENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-SOURCES := CMakeLists.txt $(wildcard csrc/* csrc/*/*)
+CXX_SOURCES := $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp)
+SOURCES := CMakeLists.txt $(CXX_SOURCES)
 
 run: $(ENV)/run
 	$(OURS) $(BIN)/omniconv compare -o report.html --force
@@ -111,10 +112,12 @@ lint: $(ENV)/lint
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES)
 
 format: $(ENV)/lint
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
+	$(BIN)/clang-format -i $(CXX_SOURCES)
 
 clean:
 	rm -rf .venv .venv-* build dist report.html

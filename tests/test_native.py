@@ -17,11 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import omniconv
 from omniconv import _native, settings
-from omniconv.engines.depthwise import REFUSALS, refusal
 from omniconv.functional import conv2d, depthwise_conv1d, depthwise_conv2d
-from omniconv.geometry import grid
 from omniconv.problem import Problem
-from omniconv.techniques import TECHNIQUES, find, parse
+from omniconv.techniques import find, parse
 from omniconv.testing import assert_matches_reference, assert_within_bound, make_inputs
 
 CSRC = Path(__file__).parent.parent / "csrc"
@@ -369,28 +367,6 @@ def test_torchs_flop_counter_sees_the_raw_ops(text):
     with FlopCounterMode(display=False) as ours:
         technique.call(problem, operands).sum().backward()
     assert ours.get_total_flops() == 3 * torchs.get_total_flops() > 0
-
-
-@pytest.mark.parametrize("technique", [t for t in TECHNIQUES if t.engine and t.engine.name == "depthwise"], ids=lambda t: t.name)
-def test_the_doctor_knows_every_refusal(technique):
-    assert technique.engine.refusals[: len(REFUSALS)] == tuple(reason for reason, _ in REFUSALS)
-
-
-def test_each_refusal_is_met():
-    x, w = torch.randn(1, 2, 6, 6), torch.randn(2, 1, 3, 3)
-    zeros, reflect = grid("", (6, 6), (3, 3)), grid("", (6, 6), (3, 3), padding=1, mode="reflect")
-    reasons = []
-    with settings.composite_only():
-        reasons.append(refusal(x, w, None, zeros))
-    reasons.append(refusal(x.to("meta"), w, None, zeros))
-    reasons.append(refusal(x[:0], w, None, zeros))
-    reasons.append(refusal(x, w, None, grid("", (6, 6), (3, 3), 65)))
-    torch.func.vmap(lambda x: reasons.append(refusal(x, w, None, zeros)) or x)(x.unsqueeze(0))
-    reasons.append(refusal(x, w.requires_grad_(), None, reflect))
-    assert reasons == [reason for reason, _ in REFUSALS[1:]]
-    assert refusal(x, w, None, zeros) is None
-    with torch.no_grad():
-        assert refusal(x, w, None, reflect) is None
 
 
 OPS = torch.ops.omniconv

@@ -2,8 +2,16 @@
 #include <algorithm>
 #include <utility>
 
+#include "kernels/depthwise.h"
+#include "ops/isa.h"
 #include "portable.h"
-#include "tables.h"
+
+namespace omniconv {
+KERNEL_TABLE(NchwTables, depthwise_nchw)
+KERNEL_TABLE(NchwGradTables, depthwise_nchw_grad)
+KERNEL_TABLE(NhwcTables, depthwise_nhwc)
+KERNEL_TABLE(NaiveTables, depthwise_naive)
+}  // namespace omniconv
 
 namespace portable {
 namespace {

@@ -1,6 +1,17 @@
-// The matrix product over channels, weights as kernels take them, and sums.
+// The matrix product over channels, weights as kernels take them, sums, and gradients through an activation.
+#include "kernels/activation_grad.h"
+#include "kernels/gemm.h"
+#include "kernels/pack_weights.h"
+#include "kernels/sum.h"
+#include "ops/isa.h"
 #include "portable.h"
-#include "tables.h"
+
+namespace omniconv {
+KERNEL_TABLE(GemmTables, gemm)
+KERNEL_TABLE(PackTables, pack_weights)
+KERNEL_TABLE(SumTables, sum)
+KERNEL_TABLE(ActivationGradTables, activation_grad)
+}  // namespace omniconv
 
 namespace portable {
 namespace {
@@ -74,9 +85,22 @@ void sum(Random& random, Type type) {
   check("sum", made, accumulator(type), total);
 }
 
+void activation_gradient(Random& random, Type type) {
+  const int64_t n = random.one_in(2) ? random.size(vector_lanes()) : random.between(1, 300);
+  const omniconv::Activation activation = random.one_in(2) ? omniconv::kRelu : omniconv::kRelu6;
+  const std::vector<double> gs = random.integers(n, 100);
+  std::vector<double> values = random.integers(n, 9), expected;
+  for (double& v : values) v = activated(activation, v);
+  for (size_t i = 0; i < values.size(); ++i) expected.push_back(values[i] <= 0 || (activation == omniconv::kRelu6 && values[i] >= 6) ? 0 : gs[i]);
+  const Array grad_y(type, gs), value(type, values), grad_x(type, n);
+  begin_case("activation_grad", type, "of %d, activation %d", int(n), int(activation));
+  of_type(omniconv::activation_grad_tables(), type)(grad_y.at(0), value.at(0), n, activation, grad_x.at(0));
+  check("grad_x", grad_x, type, expected);
+}
+
 }  // namespace
 
 void run_gemm(int64_t cases) { run_cases(cases, {gemm}); }
-void run_small(int64_t cases) { run_cases(cases, {pack, sum}); }
+void run_small(int64_t cases) { run_cases(cases, {pack, sum, activation_gradient}); }
 
 }  // namespace portable

@@ -2,8 +2,18 @@
 #include <algorithm>
 #include <utility>
 
+#include "kernels/causal.h"
+#include "kernels/dynamic.h"
+#include "kernels/lightweight.h"
+#include "ops/isa.h"
 #include "portable.h"
-#include "tables.h"
+
+namespace omniconv {
+KERNEL_TABLE(CausalTables, causal)
+KERNEL_TABLE(LightweightTables, lightweight)
+KERNEL_TABLE(DynamicTables, dynamic)
+KERNEL_TABLE(DynamicGradTables, dynamic_grad)
+}  // namespace omniconv
 
 namespace portable {
 namespace {
@@ -110,7 +120,7 @@ void causal_boundaries(Random& random, Type type) {
   }
   begin_case("causal boundaries", type, "channel %d of %d width %d steps %d", int(channel), int(D), int(W), int(T));
   of_type(omniconv::causal_tables(), type)
-      .mend({D, W, w.at(0), biased ? b.at(0) : nullptr, activation}, channel, owner.data(), at.data(), int64_t(at.size()), x.at(0), y.at(0));
+      .fixup_boundaries({D, W, w.at(0), biased ? b.at(0) : nullptr, activation}, channel, owner.data(), at.data(), int64_t(at.size()), x.at(0), y.at(0));
   check("y", y, type, ys);
 }
 

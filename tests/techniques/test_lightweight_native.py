@@ -10,8 +10,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from omniconv import settings
 from omniconv.convert.fairseq import InterleavedLightweightConv1d
-from omniconv.engines.lightweight import refusal
-from omniconv.engines.sequence import REFUSALS
 from omniconv.functional import lightweight_conv1d
 from omniconv.geometry import grid
 from omniconv.nn import LightweightConv1d
@@ -100,7 +98,7 @@ def test_stays_under_the_bound(channels, heads, taps, length, dtype, layout, mas
         arguments = {"layout": layout, "padding": "same", "padding_mode": mode, "padding_mask": mask, "activation": activation}
         operands = {"input": x, "weight": w, "bias": b}
         y = lightweight_conv1d(**operands, **arguments)
-        assert refusal(x, w, b, grid("", (length,), (taps,), 1, "same", 1, mode), taps) is None
+        assert TECHNIQUE.engine.unsupported_reason(x, w, b, grid("", (length,), (taps,), 1, "same", 1, mode)) is None
         assert_within_bound(TECHNIQUE, {**operands, **arguments}, y)
 
 
@@ -329,21 +327,6 @@ def test_the_raw_gradients_refuse_by_name():
     for wrong in ((gy[..., :5], x, w), (gy.double(), x, w), (gy, x[0], w), (gy, x, torch.zeros(4, 4)), (gy, x, w[:, :0])):
         with pytest.raises(RuntimeError, match=r"lightweight_grad_weight: .*, got "):
             OPS.lightweight_grad_weight(*wrong, None, *gather)
-
-
-def test_each_refusal_is_met():
-    x, w = normal(2, 4, 9), normal(2, 3)
-    zeros, reflect = grid("", (9,), (3,)), grid("", (9,), (3,), 1, 1, 1, "reflect")
-    reasons = []
-    with settings.composite_only():
-        reasons.append(refusal(x, w, None, zeros, 3))
-    reasons.append(refusal(x.to("meta"), w, None, zeros, 3))
-    reasons.append(refusal(x[:0], w, None, zeros, 3))
-    reasons.append(refusal(x, w, None, grid("", (1 << 22,), (3,), 1, 0, 1 << 20), 3))
-    torch.func.vmap(lambda x: reasons.append(refusal(x, w, None, zeros, 3)) or x)(x)
-    reasons.append(refusal(x, w.requires_grad_(), None, reflect, 3))
-    assert reasons == [reason for reason, _ in REFUSALS[1:]]
-    assert refusal(x, w, None, zeros, 3) is None
 
 
 def test_flops_are_counted():

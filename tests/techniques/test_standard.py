@@ -6,9 +6,8 @@ import torch.nn.functional as F
 
 from omniconv import nn as onn
 from omniconv.analysis.layers import formatted
-from omniconv.engines.plan_cache import Calls
+from omniconv.engines import engine
 from omniconv.functional import conv1d, conv2d, conv3d
-from omniconv.techniques import standard
 from omniconv.techniques.standard import reference
 
 TORCH = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -176,13 +175,13 @@ def test_a_known_call_admits_nothing_that_is_equal_to_it(changed):
     ids=str,
 )  # fmt: skip
 def test_the_second_call_gives_what_the_first_gave(settings, monkeypatch):
-    monkeypatch.setattr(standard, "_torchs", Calls())
+    monkeypatch.setattr(engine, "_plans", {})
     x = settings.get("input", normal(1, 2, 5, 4))
     last = x.unsqueeze(0).contiguous(memory_format=torch.channels_last).squeeze(0) if x.dim() == 3 else formatted(x, True)
     leaf = x.clone().requires_grad_()
     for given in (x, x, last, last, x.mT.contiguous().mT, leaf):
         y = known_call(**settings | {"input": given})
-        monkeypatch.setattr(standard, "_torchs", Calls())
+        monkeypatch.setattr(engine, "_plans", {})
         first = known_call(**settings | {"input": given})
         known_call(**settings | {"input": given})
         again = known_call(**settings | {"input": given})

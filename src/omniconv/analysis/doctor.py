@@ -86,5 +86,5 @@ def examine() -> Examination:
         machine(),
         f"{_native.isa()} of {', '.join(_native.levels())}" if _native.AVAILABLE else _native.WHY_ABSENT,
         tuple(_path(t) for t in TECHNIQUES),
-        tuple(Refusal(e.name, i + 1, reason) for e in engines.values() for i, reason in enumerate(e.refusals)),
+        tuple(Refusal(e.name, i + 1, reason) for e in engines.values() for i, reason in enumerate(e.reasons)),
     )

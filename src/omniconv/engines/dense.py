@@ -1,112 +1,63 @@
-"""The native pointwise engine: which calls it takes, its raw op as torch sees it, and its gradient.
+"""The native dense engine: products over the channels of one position, its raw operator as torch sees it, and its gradient.
 
 The arithmetic, a matrix product whose columns do not know of each other, is in ``csrc/kernels/gemm.kernel.cpp``.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Sequence
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
-from omniconv import _native, settings
-from omniconv.engines.depthwise import ACTIVATION_CODES, fused_activation, is_transformed, wants_gradient
-from omniconv.engines.plan_cache import Calls
-from omniconv.ops.activation import activate
+from omniconv.engines.engine import Engine, raw_op
 from omniconv.ops.operator import accumulated_in
-from omniconv.ops.technique import Engine
-
-Shape = Sequence[int]
-
-# in order; the first that holds sends a call to the composite path
-REFUSALS: tuple[tuple[str, Callable[[Tensor], bool]], ...] = (
-    ("the native library is not there", lambda x: not _native.AVAILABLE),
-    ("composite paths were asked for", lambda x: settings.is_composite_only()),
-    ("the tensors are not on the CPU", lambda x: x.device.type != "cpu"),
-    ("there are no channels or no samples", lambda x: x.shape[1] == 0 or x.shape[0] == 0),
-    ("a torch.func transform or forward-mode differentiation is active", lambda x: is_transformed()),
-)
-
-ENGINE = Engine("pointwise", "there is one spatial axis", tuple(reason for reason, _ in REFUSALS))
+from omniconv.ops.reference import with_bias
 
 
-def refusal(x: Tensor) -> str | None:
-    """Why the engine does not take a call over one axis; None where it does."""
-    for reason, holds in REFUSALS:
-        if holds(x):
-            return reason
-    return None
+class _Plan(NamedTuple):
+    mode: int = 0
 
 
-_steps = Calls[int]()
+class _PointwiseEngine(Engine):
+    def forward(self, plan: _Plan, activation: int, flush: bool, *operands: Any) -> Tensor:
+        x, weight, bias = operands
+        y: Tensor = _FORWARD(x, weight, bias, activation, flush)
+        return y
 
-
-def known_step(key: Hashable) -> int | None:
-    """The stride of a call that :func:`remember_step` was told of; None for any other."""
-    return _steps.find(key)
-
-
-def remember_step(key: Hashable, x: Tensor, step: int) -> None:
-    """Notes a call that passed its checks and that the engine takes; ``key`` is its ``call_key``, if it has one."""
-    if key is None or x.dim() != 3:
-        return
-    _steps.note(key, step)
-
-
-def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, step: int = 1) -> Tensor:
-    """activation(bias[o] + Σ_c weight[o, c, 0] · x[n, c, t·step]), checked and not refused, as a contiguous (N, O, T).
-
-    ``x`` may have any strides and is not copied. A position has the same bits whatever comes with it.
-    """
-    x = x if step == 1 else x[:, :, ::step]
-    if wants_gradient(x, weight, bias):
-        return activate(_Pointwise.apply(x, weight, bias, not settings.is_precise()), activation)
-    fused = fused_activation(x, activation)
-    y = _FORWARD(x, weight, bias, ACTIVATION_CODES[fused], not settings.is_precise())
-    return y if fused is activation else activate(y, activation)
-
-
-class _Pointwise(torch.autograd.Function):
-    """The raw op under autograd."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, flush: bool) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.flush = flush
-        return _FORWARD(x, weight, bias, 0, flush)
-
-    @staticmethod
-    def backward(ctx: Any, grad_y: Tensor) -> Any:
-        x, weight = ctx.saved_tensors
-        of_x, of_weight, of_bias = ctx.needs_input_grad[:3]
+    def gradients(
+        self, plan: _Plan, flush: bool, grad_y: Tensor, needed: Sequence[bool], *operands: Any
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight, _ = operands
+        of_x, of_weight, of_bias = needed
         grad_y = grad_y.contiguous()  # of a sum it is one number in all strides, which are slow to read
-        product = _differentiable if torch.is_grad_enabled() else _FORWARD  # enabled: the gradient of this gradient is wanted
-        grad_x = product(grad_y, weight.transpose(0, 1), None, 0, ctx.flush) if of_x else None
+        grad_x = _FORWARD(grad_y, weight.transpose(0, 1), None, 0, flush) if of_x else None
         grad_weight = None
         if of_weight:
             # over samples and positions in a row: (O, N·T) and (C, N·T), copied where there are several samples
             outer, inner = (t.transpose(0, 1).reshape(t.shape[1], -1) for t in (grad_y, x))
-            grad_weight = product(inner.t().unsqueeze(0), outer.unsqueeze(2), None, 0, ctx.flush).squeeze(0).unsqueeze(2)
+            grad_weight = _FORWARD(inner.t().unsqueeze(0), outer.unsqueeze(2), None, 0, flush).squeeze(0).unsqueeze(2)
         grad_bias = grad_y.sum((0, 2), dtype=accumulated_in(x)).to(x.dtype) if of_bias else None
-        return grad_x, grad_weight, grad_bias, None
+        return grad_x, grad_weight, grad_bias
+
+    def composite(self, plan: _Plan, *operands: Any) -> Tensor:
+        x, weight, bias = operands
+        return with_bias(torch.matmul(weight.squeeze(2), x), bias)
 
 
-def _differentiable(x: Tensor, weight: Tensor, bias: None, activation: int, flush: bool) -> Tensor:
-    """The raw op without bias or activation, as torch's own product."""
-    wide = accumulated_in(x)
-    return torch.matmul(weight.squeeze(2).to(wide), x.to(wide)).to(x.dtype)
+ENGINE = _PointwiseEngine("pointwise", "there is one spatial axis", padded=False)
 
 
-def _fake_forward(x: Tensor, weight: Tensor, bias: Tensor | None, activation: int, flush: bool) -> Tensor:
-    return x.new_empty((x.shape[0], weight.shape[0], x.shape[2]))
+def run_pointwise(step: int, activation: str | None, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Returns activation(bias[o] + Σ_c weight[o, c, 0] · x[n, c, t·step]), checked and supported, as a contiguous (N, O, T).
+
+    ``x`` may have any strides and is not copied. A position has the same bits whatever comes with it.
+    """
+    return ENGINE.run_native(_Plan(), activation, x if step == 1 else x[:, :, ::step], weight, bias)
 
 
-if _native.AVAILABLE:
-    torch.library.register_fake("omniconv::pointwise", _fake_forward)
-    _FORWARD = torch.ops.omniconv.pointwise.default  # bound once: to look an op up costs a microsecond
-
-    @register_flop_formula(torch.ops.omniconv.pointwise)
-    def _forward_flops(x: Shape, weight: Shape, *settings: Any, out_shape: Shape, **_: Any) -> int:
-        return 2 * prod(out_shape) * weight[1]
+_FORWARD = raw_op(
+    "pointwise",
+    lambda a: a.x.new_empty((a.x.shape[0], a.weight.shape[0], a.x.shape[2])),
+    lambda a, y: 2 * prod(y) * a.weight[1],
+)

@@ -9,7 +9,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Activation:
-    """``slope`` bounds |f(a) − f(b)| / |a − b|; ``ulps`` bounds the own error of f, in units of roundoff of max(|a|, 1)."""
+    """A function of one number, and what an error bound needs of it.
+
+    ``slope`` bounds |f(a) − f(b)| / |a − b|; ``ulps`` bounds the own error of f, in units of roundoff of max(|a|, 1).
+    """
 
     function: Callable[[Tensor], Tensor]
     slope: float

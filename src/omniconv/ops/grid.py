@@ -71,8 +71,8 @@ def settings_of(x: Tensor, windows: Grid, groups: int) -> Settings | None:
     return windows.stride, tuple(before for before, _ in windows.pads), windows.dilation, groups
 
 
-def convolve_again(x: Tensor, weight: Tensor, bias: Tensor | None, asked: Settings, activation: str | None) -> Tensor:
-    """A call like one that passed its checks, by :func:`settings_of`; outside torch.func transforms."""
+def convolve_again(asked: Settings, activation: str | None, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Returns a call like one that passed its checks, by :func:`settings_of`; outside torch.func transforms."""
     last = is_channels_last_quickly(x)
     y = activate(_CONVOLUTIONS[x.dim() - 2](x, weight, bias, *asked), activation)
     return y if last and is_channels_last_quickly(y) else arrange(y, last)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import lcm, prod
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -96,13 +96,15 @@ class Peer:
     run: Callable[..., Tensor]
 
 
-@dataclass(frozen=True)
-class Engine:
-    """Native kernels that an op may end in: when they take a call, and in order what still sends one to the composite path."""
+class NativeEngine(Protocol):
+    """What a record tells of the native kernels that an op may end in; :class:`omniconv.engines.engine.Engine` is one."""
 
     name: str
     when: str
-    refusals: tuple[str, ...]
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """In order, what still sends a call to the composite path."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ class Technique:
     bound: Callable[..., Tensor]
     variant: Callable[[Problem], Problem]
     peers: tuple[Peer, ...] = ()
-    engine: Engine | None = None
+    engine: NativeEngine | None = None
     # keyword arguments under which the op is linear, so that whole numbers give whole numbers
     linear: Mapping[str, Any] = field(default_factory=dict)
 

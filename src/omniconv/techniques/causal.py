@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from omniconv import _native, settings
-from omniconv.engines.depthwise import ACTIVATION_CODES, depthwise, fused_activation, refusal, wants_gradient
+from omniconv.engines.depthwise import ENGINE, plan_of, run_depthwise
+from omniconv.engines.engine import ACTIVATION_CODES, fused_activation, wants_gradient
 from omniconv.geometry import Grid
 from omniconv.ops.activation import activate, check_activation
 from omniconv.ops.operator import accumulated_in, check_bias, fail, intercepted, interceptors, is_intercepted, prepare_operands
@@ -197,7 +198,7 @@ def _is_native(x: Tensor, weight: Tensor, bias: Tensor | None, differentiable: b
     kept = (x.dtype, accumulated_in(x))
     if weight.dtype not in kept or (bias is not None and bias.dtype not in kept):
         return False
-    return refusal(x, weight, bias, _ALONE) is None and (differentiable or not wants_gradient(x, weight, bias))
+    return ENGINE.unsupported_reason(x, weight, bias, _ALONE) is None and (differentiable or not wants_gradient(x, weight, bias))
 
 
 _ALONE = Grid((1,), ((0, 0),), (1,))
@@ -211,7 +212,7 @@ def _convolved(
     if (initial is None or initial.dtype == x.dtype) and _is_native(x, weight, bias, differentiable=seq_idx is None):
         whole = x if initial is None else torch.cat([initial, x], 2)
         windows = Grid((1,), ((past if initial is None else 0, 0),), (1,))
-        y = depthwise(whole, weight.unsqueeze(1), bias, windows, activation)
+        y = run_depthwise(plan_of(windows), activation, whole, weight.unsqueeze(1), bias)
         return y if seq_idx is None else _native_mend(y, x, weight, bias, seq_idx, activation)
     window = F.pad(x, (past, 0)) if initial is None else torch.cat([initial, x], 2)
     return _filtered(window, weight, bias, seq_idx, activation, x)

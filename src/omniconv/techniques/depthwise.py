@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from omniconv.engines.depthwise import ENGINE, LANES, call_key, chunks_differ, deliver_depthwise, depthwise, known, remember
+from omniconv.engines.depthwise import ENGINE, LANES, cache_depthwise, chunks_differ, finalize_depthwise
+from omniconv.engines.engine import lookup_plan, plan_key
 from omniconv.geometry import Padding, grid
 from omniconv.ops.activation import activate, check_activation
 from omniconv.ops.error_bound import activation_error, linear_error
@@ -90,16 +91,16 @@ def depthwise_conv(
     Source: Sifre 2014 (PhD thesis, ch. 6); Chollet 2017, arXiv:1610.02357.
     """
     op = _NAMES[rank]
-    key = call_key(op, input, weight, bias, stride, padding, dilation, padding_mode, activation)
-    if key is not None and (found := known(key, input, weight, bias)) is not None:
-        return depthwise(input, weight, bias, found.windows, activation, integers=found.integers)
+    key = plan_key(op, input, weight, bias, stride, padding, dilation, padding_mode, activation)
+    if (plan := lookup_plan(key)) is not None:
+        return plan.run(plan.plan, activation, input, weight, bias)
     x, weight, bias = prepare_operands(op, rank, input, weight=weight, bias=bias)
     check_weight(op, x, weight, groups=max(x.shape[1], 1))
     check_bias(op, bias, weight.shape[0])
     check_activation(op, activation)
     windows = make_windows(op, x.shape[2:], weight.shape[2:], stride, padding, dilation, padding_mode)
-    remember(key, rank, input, weight, bias, windows)
-    return deliver_depthwise(input, rank, x, weight, bias, windows, activation)
+    cache_depthwise(key, input, weight, bias, windows)
+    return finalize_depthwise(input, rank, x, weight, bias, windows, activation)
 
 
 _NAMES = {rank: f"depthwise_conv{rank}d" for rank in (1, 2, 3)}

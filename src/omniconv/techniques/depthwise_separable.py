@@ -14,8 +14,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from omniconv.engines.dense import pointwise, refusal
-from omniconv.engines.depthwise import ENGINE, fused_apart, staged_depthwise
+from omniconv.engines.dense import ENGINE as POINTWISE
+from omniconv.engines.dense import run_pointwise
+from omniconv.engines.depthwise import ENGINE, stage_depthwise
+from omniconv.engines.engine import unfused_reason
 from omniconv.geometry import Grid, Padding, grid
 from omniconv.ops.activation import activate, check_activation, followed_apart
 from omniconv.ops.error_bound import activation_error, linear_error
@@ -62,9 +64,9 @@ def convolve(
     activation: str | None = None,
 ) -> Tensor:
     """Two convolutions, the activations after them."""
-    z = staged_depthwise(x, depthwise_weight, depthwise_bias, windows, depthwise_activation)
-    if z.dim() == 3 and refusal(z) is None:
-        return pointwise(z, pointwise_weight, pointwise_bias, activation)
+    z = stage_depthwise(x, depthwise_weight, depthwise_bias, windows, depthwise_activation)
+    if z.dim() == 3 and POINTWISE.unsupported_reason(z, pointwise_weight, pointwise_bias) is None:
+        return run_pointwise(1, activation, z, pointwise_weight, pointwise_bias)
     ones = (1,) * len(windows.stride)
     return activate(convolve_on_grid(z, pointwise_weight, pointwise_bias, Grid(ones, ((0, 0),) * len(ones), ones)), activation)
 
@@ -235,7 +237,7 @@ class DepthwiseSeparableConv1d(DepthwiseSeparableConv):
         if self.depthwise_norm is not None:
             return None
         filters, mixing = self.depthwise.stream_reads(), self.pointwise.stream_reads()
-        differ = fused_apart(self.depthwise.weight, self.depthwise_activation, self.activation)
+        differ = unfused_reason(self.depthwise.weight, self.depthwise_activation, self.activation)
         return replace(filters, inexact=filters.inexact or mixing.inexact or differ)
 
     def stream_step(self, window: Tensor) -> Tensor:

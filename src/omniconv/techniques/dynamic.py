@@ -12,12 +12,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from omniconv.engines.dense import refusal as projection_refusal
-from omniconv.engines.depthwise import call_key, fused_apart
-from omniconv.engines.dynamic import ENGINE, apply, dynamic, known, refusal, remember
+from omniconv.engines.dense import ENGINE as POINTWISE
+from omniconv.engines.engine import CallPlan, cache_plan, lookup_plan, plan_key, unfused_reason
+from omniconv.engines.sequence import DynamicEngine, plan_of
 from omniconv.geometry import Grid, Padding, pads_of
 from omniconv.ops.grid import grid_stage
 from omniconv.ops.layer import Causal, Layer, one_position
@@ -150,10 +151,10 @@ def dynamic_conv1d(
     op = "dynamic_conv1d"
     key = None
     if padding_mask is None and type(weight_dropout) is float and not (training and weight_dropout):
-        normalized = (op, layout, softmax is True, weight_dropout)
-        key = call_key(normalized, input, kernels, bias, 1, padding, dilation, padding_mode, activation)
-    if key is not None and (found := known(key, input, kernels, bias)) is not None:
-        return apply(convolve, input, kernels, bias, found, softmax=softmax, activation=activation)
+        more = (layout, softmax is True, weight_dropout)
+        key = plan_key(op, input, kernels, bias, 1, padding, dilation, padding_mode, activation, more)
+        if (plan := lookup_plan(key)) is not None:
+            return plan.run(plan.plan, activation, input, kernels, bias)
     x, kernels, bias = prepare_operands(op, 1, input, kernels=kernels, bias=bias)
     batched = input.dim() == 3
     axes = axes_of(op, layout, batched)
@@ -170,14 +171,14 @@ def dynamic_conv1d(
         )
     y = run(
         op, convolve, input, x, kernels, bias, axes, windows, softmax=softmax, padding_mask=padding_mask,
-        weight_dropout=weight_dropout, training=training, activation=activation, native=_native_or_none,
+        weight_dropout=weight_dropout, training=training, activation=activation, native=_native,
     )  # fmt: skip
-    if batched:
-        remember(key, x, kernels, bias, axes, windows)
+    if key is not None and batched and ENGINE.unsupported_reason(x, kernels, bias, windows) is None:
+        cache_plan(key, CallPlan(ENGINE.run, plan_of(axes, windows, softmax)))
     return y
 
 
-def _native_or_none(
+def _native(
     x: Tensor,
     kernels: Tensor,
     bias: Tensor | None,
@@ -188,10 +189,16 @@ def _native_or_none(
     dropout: float,
     activation: str | None,
 ) -> Tensor | None:
-    """A checked call by the engine; None where it refuses."""
-    if refusal(x, kernels, bias, windows) is not None:
+    """Returns a checked call by the engine, or None where it does not support it."""
+    if ENGINE.unsupported_reason(x, kernels, bias, windows) is not None:
         return None
-    return dynamic(convolve, x, kernels, bias, axes, windows, mask, softmax, dropout, activation)
+    dropped = round(dropout * 2**32)
+    seed = torch.randint(-(2**63), 2**63 - 1, (1,), device=x.device) if dropped else None
+    mask = None if mask is None else mask.contiguous()
+    return ENGINE.run(plan_of(axes, windows, softmax, dropped), activation, x, kernels, bias, mask, seed)
+
+
+ENGINE = DynamicEngine(convolve)
 
 
 class Projection(Layer, nn.Linear):
@@ -297,8 +304,8 @@ class DynamicConv1d(SequenceLayer):
         weight = self.projection.weight
         x, kernels = one_position(weight, self.channels), weight.new_empty(1).expand(1, self.heads, *self.kernel_size, 1)
         windows = Grid((1,), ((0, 0),), self.dilation)
-        refused = projection_refusal(x) or refusal(x, kernels, self.bias, windows)
-        return refused or fused_apart(weight, self.activation)
+        reason = POINTWISE.unsupported_reason(x, weight, None) or ENGINE.unsupported_reason(x, kernels, self.bias, windows)
+        return reason or unfused_reason(weight, self.activation)
 
     def stream_step(self, window: Tensor) -> Tensor:
         """The op without pads; the kernels are made of the positions behind the past."""

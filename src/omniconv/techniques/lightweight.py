@@ -10,21 +10,18 @@ Paper   Wu et al. 2019, arXiv:1901.10430
 
 import math
 from collections.abc import Hashable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from omniconv.engines.depthwise import call_key, fused_apart
-from omniconv.engines.lightweight import ENGINE, known, remember, unrefused
-from omniconv.engines.lightweight import lightweight as by_engine
-from omniconv.engines.sequence import refusal
+from omniconv.engines.engine import CallPlan, cache_plan, lookup_plan, plan_key, unfused_reason
+from omniconv.engines.sequence import LightweightEngine, plan_of
 from omniconv.geometry import Grid, Padding
 from omniconv.ops.grid import grid_stage
 from omniconv.ops.layer import one_position
-from omniconv.ops.operator import intercepted, interceptors, is_intercepted, prepare_operands
+from omniconv.ops.operator import accumulated_in, intercepted, interceptors, is_intercepted, prepare_operands
 from omniconv.ops.sequence import (
     LAYOUTS,
     TAKES,
@@ -143,9 +140,9 @@ def lightweight_conv1d(
     op = "lightweight_conv1d"
     key: Hashable = None
     if padding_mask is None and type(softmax) is bool and type(weight_dropout) is float and weight_dropout == 0.0:
-        key = call_key(op, input, weight, bias, layout, padding, dilation, padding_mode, activation, softmax)
-        if key is not None and (found := known(key, input, weight, bias)) is not None:
-            return unrefused(convolve, input, weight, bias, *found, None, softmax, 0.0, activation)
+        key = plan_key(op, input, weight, bias, layout, padding, dilation, padding_mode, activation, softmax)
+        if (plan := lookup_plan(key)) is not None:
+            return plan.run(plan.plan, activation, input, weight, bias)
     x, weight, bias = prepare_operands(op, 1, input, weight=weight, bias=bias)
     axes = axes_of(op, layout, input.dim() == 3)
     check_axes(op, "weight", "(H, K)", weight, 2)
@@ -153,10 +150,34 @@ def lightweight_conv1d(
     windows = make_windows(op, x.shape[axes.time], weight.shape[1], padding, dilation, padding_mode)
     y = run(
         op, convolve, input, x, weight, bias, axes, windows, softmax=softmax, padding_mask=padding_mask,
-        weight_dropout=weight_dropout, training=training, activation=activation, native=partial(by_engine, convolve),
+        weight_dropout=weight_dropout, training=training, activation=activation, native=_native,
     )  # fmt: skip
-    remember(key, input, weight, bias, axes, windows)
+    if key is not None and input.dim() == 3 and ENGINE.unsupported_reason(input, weight, bias, windows) is None:
+        cache_plan(key, CallPlan(ENGINE.run, plan_of(axes, windows, softmax)))
     return y
+
+
+def _native(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    axes: Axes,
+    windows: Grid,
+    mask: Tensor | None,
+    softmax: bool,
+    dropout: float,
+    activation: str | None,
+) -> Tensor | None:
+    """Returns a checked call by the engine, or None where it does not support it."""
+    if ENGINE.unsupported_reason(x, weight, bias, windows) is not None:
+        return None
+    if dropout:  # of H·K numbers, by torch, in the type of the sums: the composite path draws the same
+        weight, softmax = normalised(weight.to(accumulated_in(weight)), 1, softmax, dropout), False
+    mask = None if mask is None else mask.contiguous()
+    return ENGINE.run(plan_of(axes, windows, softmax), activation, x, weight, bias, mask)
+
+
+ENGINE = LightweightEngine(convolve)
 
 
 class LightweightConv1d(SequenceLayer):
@@ -214,8 +235,8 @@ class LightweightConv1d(SequenceLayer):
         if TECHNIQUE.engine is None:
             return super().chunks_differ()
         windows = Grid((1,), ((0, 0),), self.dilation)
-        refused = refusal(one_position(self.weight, self.channels), self.weight, self.bias, windows, *self.kernel_size)
-        return refused or fused_apart(self.weight, self.activation)
+        reason = ENGINE.unsupported_reason(one_position(self.weight, self.channels), self.weight, self.bias, windows)
+        return reason or unfused_reason(self.weight, self.activation)
 
     def stream_step(self, window: Tensor) -> Tensor:
         """The op without pads."""

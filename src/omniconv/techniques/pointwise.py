@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from omniconv.engines.dense import ENGINE, known_step, pointwise, refusal, remember_step
-from omniconv.engines.depthwise import call_key, fused_apart
+from omniconv.engines.dense import ENGINE, run_pointwise
+from omniconv.engines.engine import CallPlan, cache_plan, lookup_plan, plan_key, unfused_reason
 from omniconv.geometry import grid, per_axis
 from omniconv.ops.activation import activate, check_activation
 from omniconv.ops.error_bound import activation_error, linear_error
-from omniconv.ops.grid import GridLayer, convolve, grid_operands, grid_stage, torch_convolution
+from omniconv.ops.grid import GridLayer, convolve, convolve_again, grid_operands, grid_stage, settings_of, torch_convolution
 from omniconv.ops.layer import Causal, one_position
 from omniconv.ops.operator import check_bias, check_weight, fail, finalize_output, per_rank, prepare_operands
 from omniconv.ops.reference import with_bias
@@ -77,9 +77,9 @@ def pointwise_conv(
     Source: Lin, Chen & Yan 2014, arXiv:1312.4400.
     """
     op = f"pointwise_conv{rank}d"
-    key = call_key(op, input, weight, bias, stride, 0, 1, "zeros", activation) if rank == 1 else None
-    if (step := known_step(key)) is not None:
-        return pointwise(input, weight, bias, activation, step)
+    key = plan_key(op, input, weight, bias, stride, 0, 1, "zeros", activation)
+    if (plan := lookup_plan(key)) is not None:
+        return plan.run(plan.plan, activation, input, weight, bias)
     x, weight, bias = prepare_operands(op, rank, input, weight=weight, bias=bias)
     check_weight(op, x, weight, groups=1)
     if any(k != 1 for k in weight.shape[2:]):
@@ -87,11 +87,14 @@ def pointwise_conv(
     check_bias(op, bias, weight.shape[0])
     check_activation(op, activation)
     windows = grid(op, x.shape[2:], weight.shape[2:], stride)
-    if rank == 1 and refusal(x) is None:
+    if rank == 1 and ENGINE.unsupported_reason(x, weight, bias) is None:
         (step,) = windows.stride
-        remember_step(key, input, step)
-        y = pointwise(x, weight, bias, activation, step)
+        if input.dim() == 3:
+            cache_plan(key, CallPlan(run_pointwise, step))
+        y = run_pointwise(step, activation, x, weight, bias)
         return y if input.dim() == 3 else y.squeeze(0)
+    if key is not None and input.dim() == rank + 2 and (asked := settings_of(x, windows, 1)) is not None:
+        cache_plan(key, CallPlan(convolve_again, asked))
     return finalize_output(input, rank, convolve, (x, weight, bias), windows, 1, activation=activation)
 
 
@@ -139,8 +142,8 @@ class PointwiseConv1d(PointwiseConv, nn.Conv1d):
 
     def stream_reads(self) -> Causal:
         """How the layer reads a sequence that comes in chunks."""
-        differ = refusal(one_position(self.weight, self.in_channels)) or fused_apart(self.weight, self.activation)
-        return Causal(0, self.stride[0], ("NCT",), self.in_channels, differ)
+        differ = ENGINE.unsupported_reason(one_position(self.weight, self.in_channels), self.weight, self.bias)
+        return Causal(0, self.stride[0], ("NCT",), self.in_channels, differ or unfused_reason(self.weight, self.activation))
 
     def stream_step(self, window: Tensor) -> Tensor:
         """The layer itself, which looks at one position."""

@@ -15,15 +15,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from omniconv.engines.depthwise import ENGINE, call_key, deliver_depthwise, depthwise, known, remember
-from omniconv.engines.plan_cache import Calls
+from omniconv.engines.depthwise import ENGINE, cache_depthwise, finalize_depthwise
+from omniconv.engines.engine import CallPlan, cache_plan, lookup_plan, plan_key
 from omniconv.geometry import Padding, grid
 from omniconv.ops.activation import activate, check_activation
 from omniconv.ops.error_bound import activation_error, linear_error
 from omniconv.ops.grid import (
     TAKES,
     GridLayer,
-    Settings,
     convolve,
     convolve_again,
     grid_operands,
@@ -104,11 +103,9 @@ def conv(
     """
     op, key = _NAMES[rank], None
     if type(groups) is int:
-        key = call_key(op, input, weight, bias, stride, padding, dilation, padding_mode, activation, groups)
-        if (asked := _torchs.find(key)) is not None:
-            return convolve_again(input, weight, bias, asked, activation)
-        if groups > 1 and (found := known(key, input, weight, bias)) is not None:
-            return depthwise(input, weight, bias, found.windows, activation, integers=found.integers)
+        key = plan_key(op, input, weight, bias, stride, padding, dilation, padding_mode, activation, groups)
+        if (plan := lookup_plan(key)) is not None:
+            return plan.run(plan.plan, activation, input, weight, bias)
     x, weight, bias = prepare_operands(op, rank, input, any_dtype=True, weight=weight, bias=bias)
     check_weight(op, x, weight, groups)
     check_bias(op, bias, weight.shape[0])
@@ -117,16 +114,13 @@ def conv(
         fail(op, f"activation must be None for an input of {x.dtype}", repr(activation))
     windows = make_windows(op, x.shape[2:], weight.shape[2:], stride, padding, dilation, padding_mode)
     if groups == x.shape[1] > 1 and x.is_floating_point():
-        remember(key, rank, input, weight, bias, windows)
-        return deliver_depthwise(input, rank, x, weight, bias, windows, activation)
+        cache_depthwise(key, input, weight, bias, windows)
+        return finalize_depthwise(input, rank, x, weight, bias, windows, activation)
     if key is not None and input.dim() == rank + 2 and (asked := settings_of(x, windows, groups)) is not None:
-        _torchs.note(key, asked)
+        cache_plan(key, CallPlan(convolve_again, asked))
     return finalize_output(input, rank, convolve, (x, weight, bias), windows, groups, activation=activation)
 
 
-# By the key of a call what torch is asked for: its checks are made once. A call took 13 µs more than torch.nn's and takes 6; with
-# cold caches, as between the layers of a network, 110 and 84.
-_torchs = Calls[Settings]()
 _NAMES = {rank: f"conv{rank}d" for rank in (1, 2, 3)}
 conv1d, conv2d, conv3d = per_rank(conv)
 
