@@ -1,4 +1,5 @@
-// What a kernel may ask of the instruction set being compiled besides its vectors' width. Included by kernels only; internal linkage.
+// What a kernel may ask of the instruction set being compiled besides its vectors' width. Included by kernels only;
+// internal linkage.
 #pragma once
 #include "simd/vec.h"
 

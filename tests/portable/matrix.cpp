@@ -17,7 +17,8 @@ namespace portable {
 namespace {
 
 void gemm(Random& random, Type type) {
-  const int64_t V = vector_lanes(), N = random.between(1, 3), O = random.size(V), T = random.one_in(4) ? 1 : random.size(V);
+  const int64_t V = vector_lanes(), N = random.between(1, 3), O = random.size(V),
+                T = random.one_in(4) ? 1 : random.size(V);
   const int64_t C = random.one_in(8) ? random.of({255, 256, 257, 300}) : random.between(1, 2 * V + 3);
   omniconv::Gemm g{};
   g.samples = N, g.channels = C, g.outputs = O, g.steps = T, g.activation = exact_activation(random);
@@ -28,8 +29,12 @@ void gemm(Random& random, Type type) {
   if (random.one_in(8)) g.channel_stride = 0;
   if (random.one_in(2)) g.weight_channel_stride = 1, g.weight_output_stride = C + gap;
   else g.weight_output_stride = 1, g.weight_channel_stride = O + gap;
-  const auto x_at = [&](int64_t n, int64_t c, int64_t t) { return size_t(n * g.sample_stride + c * g.channel_stride + t * g.step_stride); };
-  const auto w_at = [&](int64_t o, int64_t c) { return size_t(o * g.weight_output_stride + c * g.weight_channel_stride); };
+  const auto x_at = [&](int64_t n, int64_t c, int64_t t) {
+    return size_t(n * g.sample_stride + c * g.channel_stride + t * g.step_stride);
+  };
+  const auto w_at = [&](int64_t o, int64_t c) {
+    return size_t(o * g.weight_output_stride + c * g.weight_channel_stride);
+  };
   const std::vector<double> xs = random.integers(int64_t(x_at(N - 1, C - 1, T - 1)) + 1, 4);
   const std::vector<double> ws = random.integers(int64_t(w_at(O - 1, C - 1)) + 1, 3), bs = random.integers(O, 9);
   const bool biased = random.one_in(2);
@@ -43,9 +48,9 @@ void gemm(Random& random, Type type) {
       }
   const Array x(type, xs), w(type, ws), b(accumulator(type), bs), y(type, N * O * T);
   g.x = x.at(0), g.weight = w.at(0), g.bias = biased ? b.at(0) : nullptr, g.y = y.at(0);
-  begin_case("gemm", type, "N %d C %d O %d T %d strides of x %d %d %d of weight %d %d activation %d", int(N), int(C), int(O), int(T),
-             int(g.sample_stride), int(g.channel_stride), int(g.step_stride), int(g.weight_output_stride), int(g.weight_channel_stride),
-             int(g.activation));
+  begin_case("gemm", type, "N %d C %d O %d T %d strides of x %d %d %d of weight %d %d activation %d", int(N), int(C),
+             int(O), int(T), int(g.sample_stride), int(g.channel_stride), int(g.step_stride),
+             int(g.weight_output_stride), int(g.weight_channel_stride), int(g.activation));
   const auto& kernels = of_type(omniconv::gemm_tables(), type);
   const omniconv::GemmPlan plan = kernels.plan(g);
   const int64_t middle = random.between(0, plan.units);
@@ -55,7 +60,8 @@ void gemm(Random& random, Type type) {
 }
 
 void pack(Random& random, Type type) {
-  const int64_t rows = random.size(vector_lanes()), columns = random.one_in(4) ? random.size(vector_lanes()) : random.between(1, 9);
+  const int64_t rows = random.size(vector_lanes()),
+                columns = random.one_in(4) ? random.size(vector_lanes()) : random.between(1, 9);
   const bool reversed = random.one_in(2);
   const std::vector<double> from = random.integers(rows * columns, 100);
   std::vector<double> widened(from.size()), transposed(from.size());
@@ -91,7 +97,8 @@ void activation_gradient(Random& random, Type type) {
   const std::vector<double> gs = random.integers(n, 100);
   std::vector<double> values = random.integers(n, 9), expected;
   for (double& v : values) v = activated(activation, v);
-  for (size_t i = 0; i < values.size(); ++i) expected.push_back(values[i] <= 0 || (activation == omniconv::kRelu6 && values[i] >= 6) ? 0 : gs[i]);
+  for (size_t i = 0; i < values.size(); ++i)
+    expected.push_back(values[i] <= 0 || (activation == omniconv::kRelu6 && values[i] >= 6) ? 0 : gs[i]);
   const Array grad_y(type, gs), value(type, values), grad_x(type, n);
   begin_case("activation_grad", type, "of %d, activation %d", int(n), int(activation));
   of_type(omniconv::activation_grad_tables(), type)(grad_y.at(0), value.at(0), n, activation, grad_x.at(0));

@@ -1,4 +1,5 @@
-// Runs the kernel tables, without torch, at every level that this processor has: whole numbers against plain loops, to the bit.
+// Runs the kernel tables, without torch, at every level that this processor has: whole numbers against plain loops, to
+// the bit.
 //
 //   portable [cases]      random problems a table, type and level
 #include "portable.h"
@@ -42,7 +43,8 @@ uint16_t half_bits(double x, int exponent, int fraction) {
 double half_value(uint16_t bits, int exponent, int fraction) {
   const int biased = (bits & 0x7fff) >> fraction, bias = (1 << (exponent - 1)) - 1, part = bits & ((1 << fraction) - 1);
   if (biased == 2 * bias + 1) return NAN;  // no result is an infinity
-  const double size = biased ? std::ldexp(part + (1 << fraction), biased - bias - fraction) : std::ldexp(part, 1 - bias - fraction);
+  const double size =
+      biased ? std::ldexp(part + (1 << fraction), biased - bias - fraction) : std::ldexp(part, 1 - bias - fraction);
   return bits & 0x8000 ? -size : size;
 }
 
@@ -108,7 +110,9 @@ double Array::operator[](int64_t i) const {
 void Array::set(int64_t i, double value) {
   const float single = float(value);
   const uint16_t half = type_ == kBfloat16 ? half_bits(value, 8, 7) : type_ == kFloat16 ? half_bits(value, 5, 10) : 0;
-  const void* from = type_ == kFloat64 ? static_cast<const void*>(&value) : type_ == kFloat32 ? static_cast<const void*>(&single) : &half;
+  const void* from = type_ == kFloat64   ? static_cast<const void*>(&value)
+                     : type_ == kFloat32 ? static_cast<const void*>(&single)
+                                         : &half;
   std::memcpy(at(i), from, element_size(type_));
 }
 
@@ -162,7 +166,8 @@ void check(const char* what, const Array& made, Type type, const std::vector<dou
   for (size_t i = 0; i < expected.size(); ++i) {
     const double got = made[int64_t(i)], must = rounded(type, expected[i]);
     if (got == must) continue;
-    return fail(std::string(what) + "[" + std::to_string(i) + "] must be " + std::to_string(must) + ", got " + std::to_string(got));
+    return fail(std::string(what) + "[" + std::to_string(i) + "] must be " + std::to_string(must) + ", got " +
+                std::to_string(got));
   }
 }
 
@@ -196,7 +201,7 @@ int main(int count, char** arguments) {
     run_small(cases);
   }
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  std::printf("%lld cases at %lld level%s, %lld wrong, %.1f s\n", (long long)cases_run, (long long)best + 1, best ? "s" : "",
-              (long long)failures, seconds);
+  std::printf("%lld cases at %lld level%s, %lld wrong, %.1f s\n", (long long)cases_run, (long long)best + 1,
+              best ? "s" : "", (long long)failures, seconds);
   return failures != 0;
 }

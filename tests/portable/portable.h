@@ -1,4 +1,5 @@
-// What the cases of the kernel tables share: random problems, memory behind a guard, rounding, and how a result is judged.
+// What the cases of the kernel tables share: random problems, memory behind a guard, rounding, and how a result is
+// judged.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -26,7 +27,8 @@ template <class Tables> const auto& of_type(const Tables& tables, Type type) {
   }
 }
 
-// Returns x as a number of the type, to nearest even. Whole numbers below 2^16 alone: there are neither subnormals nor infinities.
+// Returns x as a number of the type, to nearest even. Whole numbers below 2^16 alone: there are neither subnormals nor
+// infinities.
 double rounded(Type type, double x);
 
 // Memory that ends where the next byte may not be touched; what lies before it is watched.
@@ -77,7 +79,9 @@ class Random {
   bool one_in(int64_t n) { return between(1, n) == 1; }
   int64_t of(std::initializer_list<int64_t> values) { return values.begin()[between(0, int64_t(values.size()) - 1)]; }
   // A size about a vector of V elements, seldom much more.
-  int64_t size(int64_t V) { return of({1, 2, 3, V - 1, V, V + 1, 2 * V - 1, 2 * V, 2 * V + 1, 3 * V, between(1, 9 * V)}); }
+  int64_t size(int64_t V) {
+    return of({1, 2, 3, V - 1, V, V + 1, 2 * V - 1, 2 * V, 2 * V + 1, 3 * V, between(1, 9 * V)});
+  }
   std::vector<double> integers(int64_t n, int64_t most);
   std::vector<uint8_t> mask(int64_t n);
 

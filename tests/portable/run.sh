@@ -4,6 +4,12 @@
 set -eu
 cd "$(dirname "$0")/../.."
 
+for tool in cmake "${CXX:-g++}" clang++-16 qemu-aarch64 aarch64-linux-gnu-g++; do
+  command -v "$tool" > /dev/null && continue
+  echo "make portable: $tool must be there: apt-get install clang-16 qemu-user g++-aarch64-linux-gnu" >&2
+  exit 1
+done
+
 run() { # name, cases, emulator, options of cmake
   name=$1 cases=$2 emulator=$3
   shift 3

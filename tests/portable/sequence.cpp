@@ -1,4 +1,5 @@
-// Convolutions along a sequence: causal with state, lightweight, dynamic (softmax off: its weights are the numbers as they are).
+// Convolutions along a sequence: causal with state, lightweight, dynamic (softmax off: its weights are the numbers as
+// they are).
 #include <algorithm>
 #include <utility>
 
@@ -39,7 +40,9 @@ Window random_window(Random& random, bool zeros) {
     p.kernel = random.one_in(4) ? random.between(8, 40) : random.between(1, 7);
     p.dilation = random.of({1, 1, 1, 2, 3, V});
     const int64_t reach = p.dilation * (p.kernel - 1);
-    const int64_t most = p.mode == omniconv::kReflect ? p.length - 1 : p.mode == omniconv::kCircular ? p.length : reach + 2;
+    const int64_t most = p.mode == omniconv::kReflect    ? p.length - 1
+                         : p.mode == omniconv::kCircular ? p.length
+                                                         : reach + 2;
     p.before = random.between(0, std::min(most, reach + 2));
     p.outputs = p.length + p.before + random.between(0, std::min(most, reach + 2)) - reach;
   }
@@ -61,13 +64,15 @@ template <class F> void for_each_product(const Window& p, const uint8_t* mask, c
 }
 
 #define WINDOW "length %d outputs %d heads %d group %d kernel %d dilation %d before %d mode %d time_first %d mask %d"
-#define WINDOW_OF(p, mask) int(p.length), int(p.outputs), int(p.heads), int(p.group), int(p.kernel), int(p.dilation), int(p.before), int(p.mode), \
-    int(p.time_first), int(mask != nullptr)
+#define WINDOW_OF(p, mask)                                                                                  \
+  int(p.length), int(p.outputs), int(p.heads), int(p.group), int(p.kernel), int(p.dilation), int(p.before), \
+      int(p.mode), int(p.time_first), int(mask != nullptr)
 
 // ---- causal
 
 void causal_update(Random& random, Type type) {
-  const int64_t D = random.size(vector_lanes()), W = random.between(1, 5), S = W - 1 + random.between(0, 2), T = random.of({1, 1, 2, 3, 63, 64, 65, 130});
+  const int64_t D = random.size(vector_lanes()), W = random.between(1, 5), S = W - 1 + random.between(0, 2),
+                T = random.of({1, 1, 2, 3, 63, 64, 65, 130});
   const int64_t first = random.between(0, D - 1), last = random.between(first + 1, D);
   const bool biased = random.one_in(2), rows = random.one_in(2);  // rows: a state's channels lie side by side
   const int64_t channel_stride = rows ? 1 : S + 1, step_stride = rows ? D + 1 : 1, held = (D + 1) * (S + 1);
@@ -85,20 +90,22 @@ void causal_update(Random& random, Type type) {
       for (int64_t i = 0; i < W; ++i) sum += ws[size_t(i * D + d)] * past[past.size() - size_t(W - i)];
       ys[size_t(d * T + t)] = activated(activation, sum);
     }
-    for (int64_t i = 0; i < S; ++i) states[size_t(d * channel_stride + i * step_stride)] = past[past.size() - size_t(S - i)];
+    for (int64_t i = 0; i < S; ++i)
+      states[size_t(d * channel_stride + i * step_stride)] = past[past.size() - size_t(S - i)];
   }
-  begin_case("causal", type, "channels %d of %d to %d width %d state %d steps %d activation %d rows %d", int(D), int(first), int(last), int(W), int(S),
-             int(T), int(activation), int(rows));
+  begin_case("causal", type, "channels %d of %d to %d width %d state %d steps %d activation %d rows %d", int(D),
+             int(first), int(last), int(W), int(S), int(T), int(activation), int(rows));
   const auto& kernels = of_type(omniconv::causal_tables(), type);
-  kernels.update({D, W, w.at(0), biased ? b.at(0) : nullptr, activation}, first, last, T, x.at(0), {state.at(0), S, channel_stride, step_stride},
-                 y.at(0), Scratch(kernels.scratch_bytes(W)).data());
+  kernels.update({D, W, w.at(0), biased ? b.at(0) : nullptr, activation}, first, last, T, x.at(0),
+                 {state.at(0), S, channel_stride, step_stride}, y.at(0), Scratch(kernels.scratch_bytes(W)).data());
   check("y", y, type, ys);
   check("state", state, type, states);
 }
 
 // Positions of one channel that are made again, each of the taps of its own sequence.
 void causal_boundaries(Random& random, Type type) {
-  const int64_t D = random.between(1, 3), W = random.between(1, 5), T = random.size(vector_lanes()), channel = random.between(0, D - 1);
+  const int64_t D = random.between(1, 3), W = random.between(1, 5), T = random.size(vector_lanes()),
+                channel = random.between(0, D - 1);
   const bool biased = random.one_in(2);
   const omniconv::Activation activation = exact_activation(random);
   const std::vector<double> xs = random.integers(T, 4), ws = random.integers(W * D, 3), bs = random.integers(D, 9);
@@ -120,7 +127,8 @@ void causal_boundaries(Random& random, Type type) {
   }
   begin_case("causal boundaries", type, "channel %d of %d width %d steps %d", int(channel), int(D), int(W), int(T));
   of_type(omniconv::causal_tables(), type)
-      .fixup_boundaries({D, W, w.at(0), biased ? b.at(0) : nullptr, activation}, channel, owner.data(), at.data(), int64_t(at.size()), x.at(0), y.at(0));
+      .fixup_boundaries({D, W, w.at(0), biased ? b.at(0) : nullptr, activation}, channel, owner.data(), at.data(),
+                        int64_t(at.size()), x.at(0), y.at(0));
   check("y", y, type, ys);
 }
 
@@ -129,15 +137,30 @@ void causal_boundaries(Random& random, Type type) {
 omniconv::LightweightGeometry lightweight_geometry(const Window& p, omniconv::Activation activation) {
   const int64_t channels = p.heads * p.group;
   const auto x = steps(p, channels, p.length), y = steps(p, channels, p.outputs);
-  return {p.length, p.outputs, channels, p.group, p.kernel, p.dilation, p.before, x.first, x.second, channels * p.length, y.first, y.second,
-          channels * p.outputs, p.mode, activation, true};
+  return {p.length,
+          p.outputs,
+          channels,
+          p.group,
+          p.kernel,
+          p.dilation,
+          p.before,
+          x.first,
+          x.second,
+          channels * p.length,
+          y.first,
+          y.second,
+          channels * p.outputs,
+          p.mode,
+          activation,
+          true};
 }
 
 void lightweight_forward(Random& random, Type type) {
   const Window p = random_window(random, false);
   const int64_t C = p.heads * p.group;
   const omniconv::LightweightGeometry g = lightweight_geometry(p, exact_activation(random));
-  const std::vector<double> xs = random.integers(C * p.length, 4), ws = random.integers(p.heads * p.kernel, 3), bs = random.integers(C, 9);
+  const std::vector<double> xs = random.integers(C * p.length, 4), ws = random.integers(p.heads * p.kernel, 3),
+                            bs = random.integers(C, 9);
   const std::vector<uint8_t> hidden = random.mask(p.length), none = random.mask(p.outputs);
   const uint8_t *mask = random.one_in(3) ? hidden.data() : nullptr, *zeroed = random.one_in(3) ? none.data() : nullptr;
   const bool biased = random.one_in(2);
@@ -145,26 +168,32 @@ void lightweight_forward(Random& random, Type type) {
   for (int64_t c = 0; c < C; ++c) {
     const auto y = [&](int64_t t) -> double& { return ys[size_t(t * g.y_step + c * g.y_channel)]; };
     for (int64_t t = 0; t < p.outputs; ++t) y(t) = biased ? bs[size_t(c)] : 0;
-    for_each_product(p, mask, [&](int64_t t, int64_t i, int64_t at) { y(t) += ws[size_t(c / p.group * p.kernel + i)] * xs[size_t(at * g.x_step + c * g.x_channel)]; });
+    for_each_product(p, mask, [&](int64_t t, int64_t i, int64_t at) {
+      y(t) += ws[size_t(c / p.group * p.kernel + i)] * xs[size_t(at * g.x_step + c * g.x_channel)];
+    });
     for (int64_t t = 0; t < p.outputs; ++t) y(t) = zeroed && zeroed[t] ? 0 : activated(g.activation, y(t));
   }
   const Type sums = accumulator(type);
   const Array x(type, xs), w(sums, ws), b(sums, bs), y(type, C * p.outputs);
-  begin_case("lightweight", type, WINDOW " zeroed %d activation %d", WINDOW_OF(p, mask), int(zeroed != nullptr), int(g.activation));
+  begin_case("lightweight", type, WINDOW " zeroed %d activation %d", WINDOW_OF(p, mask), int(zeroed != nullptr),
+             int(g.activation));
   const auto& kernels = of_type(omniconv::lightweight_tables(), type);
   const Scratch scratch(kernels.scratch_bytes(g));
   const int64_t middle = random.between(0, p.outputs);
   for (const auto& part : {std::make_pair(int64_t(0), middle), std::make_pair(middle, p.outputs)})
     if (part.first < part.second)
-      kernels.forward(g, 0, C, part.first, part.second, x.at(0), w.at(0), biased ? b.at(0) : nullptr, mask, zeroed, y.at(0), scratch.data());
+      kernels.forward(g, 0, C, part.first, part.second, x.at(0), w.at(0), biased ? b.at(0) : nullptr, mask, zeroed,
+                      y.at(0), scratch.data());
   check("y", y, type, ys);
 }
 
 void lightweight_gradient(Random& random, Type type) {
   const Window p = random_window(random, true);
   const omniconv::LightweightGeometry g = lightweight_geometry(p, omniconv::kNone);
-  const int64_t C = p.heads * p.group, samples = random.between(1, 2), h0 = random.between(0, p.heads - 1), h1 = random.between(h0 + 1, p.heads);
-  const std::vector<double> xs = random.integers(samples * g.x_sample, 4), gs = random.integers(samples * g.y_sample, 4);
+  const int64_t C = p.heads * p.group, samples = random.between(1, 2), h0 = random.between(0, p.heads - 1),
+                h1 = random.between(h0 + 1, p.heads);
+  const std::vector<double> xs = random.integers(samples * g.x_sample, 4),
+                            gs = random.integers(samples * g.y_sample, 4);
   const std::vector<uint8_t> hidden = random.mask(samples * p.length);
   const uint8_t* mask = random.one_in(3) ? hidden.data() : nullptr;
   std::vector<double> weights = random.integers(p.heads * p.kernel, 9), biases = random.integers(C, 9);
@@ -174,11 +203,13 @@ void lightweight_gradient(Random& random, Type type) {
     for (int64_t c = h0 * p.group; c < h1 * p.group; ++c) {
       const auto grad = [&](int64_t t) { return gs[size_t(n * g.y_sample + t * g.y_step + c * g.y_channel)]; };
       for_each_product(p, mask ? mask + n * p.length : nullptr, [&](int64_t t, int64_t i, int64_t at) {
-        weights[size_t(c / p.group * p.kernel + i)] += grad(t) * xs[size_t(n * g.x_sample + at * g.x_step + c * g.x_channel)];
+        weights[size_t(c / p.group * p.kernel + i)] +=
+            grad(t) * xs[size_t(n * g.x_sample + at * g.x_step + c * g.x_channel)];
       });
       for (int64_t t = 0; t < p.outputs; ++t) biases[size_t(c)] += grad(t);
     }
-  begin_case("lightweight grad_weight", type, WINDOW " samples %d heads %d to %d", WINDOW_OF(p, mask), int(samples), int(h0), int(h1));
+  begin_case("lightweight grad_weight", type, WINDOW " samples %d heads %d to %d", WINDOW_OF(p, mask), int(samples),
+             int(h0), int(h1));
   const auto& kernels = of_type(omniconv::lightweight_tables(), type);
   kernels.grad_weight(g, h0 * p.group, h1 * p.group, samples, x.at(0), grad_y.at(0), mask, grad_w.at(0), grad_b.at(0),
                       Scratch(kernels.scratch_bytes(g)).data());
@@ -206,15 +237,19 @@ void dynamic(Random& random, Type type) {
   const int64_t C = p.heads * p.group, positions = random.one_in(4) ? 1 : p.outputs;
   const auto xl = steps(p, C, p.length), yl = steps(p, C, p.outputs);
   omniconv::DynamicGeometry g{};
-  g.length = p.length, g.outputs = p.outputs, g.heads = p.heads, g.group = p.group, g.kernel = p.kernel, g.dilation = p.dilation, g.before = p.before;
+  g.length = p.length, g.outputs = p.outputs, g.heads = p.heads, g.group = p.group, g.kernel = p.kernel,
+  g.dilation = p.dilation, g.before = p.before;
   g.x_step = xl.first, g.x_channel = xl.second, g.y_step = yl.first, g.y_channel = yl.second, g.positions = positions;
   g.scale = 1, g.mode = p.mode, g.activation = exact_activation(random);
-  const std::vector<double> xs = random.integers(C * p.length, 3), ws = random.integers(p.heads * p.kernel * positions, 3);
+  const std::vector<double> xs = random.integers(C * p.length, 3),
+                            ws = random.integers(p.heads * p.kernel * positions, 3);
   const std::vector<double> bs = random.integers(C, 9), gs = random.integers(C * p.outputs, 3);
   const std::vector<uint8_t> hidden = random.mask(p.length);
   const uint8_t* mask = random.one_in(3) ? hidden.data() : nullptr;
   const bool biased = random.one_in(2);
-  const auto weight_at = [&](int64_t h, int64_t i, int64_t t) { return size_t((h * p.kernel + i) * positions + (positions == 1 ? 0 : t)); };
+  const auto weight_at = [&](int64_t h, int64_t i, int64_t t) {
+    return size_t((h * p.kernel + i) * positions + (positions == 1 ? 0 : t));
+  };
   const auto x_at = [&](int64_t c, int64_t t) { return size_t(t * g.x_step + c * g.x_channel); };
   const auto y_at = [&](int64_t c, int64_t t) { return size_t(t * g.y_step + c * g.y_channel); };
   std::vector<double> ys(gs.size()), grad_xs(xs.size()), grad_ws(ws.size());
@@ -237,21 +272,25 @@ void dynamic(Random& random, Type type) {
     if (middle < n) f(middle, n);
   };
   const auto& kernels = of_type(omniconv::dynamic_tables(), type);
-  begin_case("dynamic", type, WINDOW " positions %d activation %d", WINDOW_OF(p, mask), int(positions), int(g.activation));
+  begin_case("dynamic", type, WINDOW " positions %d activation %d", WINDOW_OF(p, mask), int(positions),
+             int(g.activation));
   in_parts(p.outputs, [&](int64_t from, int64_t to) {
-    kernels.forward(g, from, to, x.at(0), w.at(0), biased ? b.at(0) : nullptr, mask, y.at(0), Scratch(kernels.forward_bytes(g)).data());
+    kernels.forward(g, from, to, x.at(0), w.at(0), biased ? b.at(0) : nullptr, mask, y.at(0),
+                    Scratch(kernels.forward_bytes(g)).data());
   });
   check("y", y, type, ys);
   if (p.mode != omniconv::kZeros) return;
   const auto& gradients = of_type(omniconv::dynamic_grad_tables(), type);
   begin_case("dynamic_grad input", type, WINDOW " positions %d", WINDOW_OF(p, mask), int(positions));
   in_parts(p.length, [&](int64_t from, int64_t to) {
-    gradients.grad_input(g, from, to, grad_y.at(0), w.at(0), mask, grad_x.at(0), Scratch(gradients.grad_input_bytes(g)).data());
+    gradients.grad_input(g, from, to, grad_y.at(0), w.at(0), mask, grad_x.at(0),
+                         Scratch(gradients.grad_input_bytes(g)).data());
   });
   check("grad_x", grad_x, type, grad_xs);
   begin_case("dynamic_grad kernels", type, WINDOW " positions %d", WINDOW_OF(p, mask), int(positions));
   const auto grad_kernels = [&](int64_t from, int64_t to) {
-    gradients.grad_kernels(g, from, to, grad_y.at(0), x.at(0), w.at(0), mask, grad_w.at(0), Scratch(gradients.grad_kernels_bytes(g)).data());
+    gradients.grad_kernels(g, from, to, grad_y.at(0), x.at(0), w.at(0), mask, grad_w.at(0),
+                           Scratch(gradients.grad_kernels_bytes(g)).data());
   };
   if (positions == 1) grad_kernels(0, p.outputs);
   else in_parts(p.outputs, grad_kernels);
@@ -261,7 +300,9 @@ void dynamic(Random& random, Type type) {
 }  // namespace
 
 void run_causal(int64_t cases) { run_cases(cases, {causal_update, causal_boundaries}); }
-void run_lightweight(int64_t cases) { run_cases(cases, {lightweight_forward, lightweight_gradient, lightweight_softmax}); }
+void run_lightweight(int64_t cases) {
+  run_cases(cases, {lightweight_forward, lightweight_gradient, lightweight_softmax});
+}
 void run_dynamic(int64_t cases) { run_cases(cases, {dynamic}); }
 
 }  // namespace portable
