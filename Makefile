@@ -1,5 +1,5 @@
 # The commands anyone must know. `make run` and `make test` set up everything they need on a fresh machine.
-.PHONY: run test test-all test-fast exhaustive fuzz data bench latency counters zoo sanitize wheel schemas lint format clean
+.PHONY: run test test-all test-fast exhaustive fuzz data bench latency counters zoo sanitize portable wheel schemas lint format clean
 
 # the torch and the Python to run and test with; any but the first have an environment of their own: make test TORCH=2.14.1, PY=3.12
 FIRST := 2.13.0
@@ -13,7 +13,8 @@ ENV := .venv$(if $(PY),-python-$(PY))$(if $(filter-out $(FIRST),$(TORCH)),-torch
 BIN := $(ENV)/bin
 QUIETLY := -m pip install --quiet --quiet --disable-pip-version-check
 PIP := $(BIN)/python $(QUIETLY)
-SOURCES := CMakeLists.txt $(wildcard csrc/* csrc/*/*)
+CXX_SOURCES := $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp)
+SOURCES := CMakeLists.txt $(CXX_SOURCES)
 
 run: $(ENV)/run
 	@echo "comparing the eleven on a photograph …"
@@ -94,6 +95,10 @@ sanitize: $(ENV)/test
 	  -m "not slow and not exhaustive" -k "not grow_memory and not declarations and not kernel_object and not compiler"; \
 	  status=$$?; cat $(FINDING).* 2>/dev/null && exit 1; exit $$status
 
+# The kernel tables without torch, under both compilers and, with NEON, under qemu
+portable:
+	@CORES=$(CORES) CXX=$(CXX) CC=$(CC) sh tests/portable/run.sh
+
 # dist/: the sdist, and made from it the one wheel of this platform; proved with a torch, without the sources and without a compiler,
 # and then what is installed where there is none
 # the tag of torch's own wheels, or an error if the library wants a newer system
@@ -121,10 +126,12 @@ lint: $(ENV)/lint
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES)
 
 format: $(ENV)/lint
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
+	$(BIN)/clang-format -i $(CXX_SOURCES)
 
 clean:
 	rm -rf .venv .venv-* build dist report.html

@@ -1,6 +1,10 @@
-// From the dispatcher's stack to C++ arguments and back: handles are owned from the first line, so that no exception leaks one.
+// From the dispatcher's stack to C++ arguments and back: handles are owned from the first line, so that no exception
+// leaks one.
 #pragma once
+#include <atomic>
 #include <cstring>
+#include <exception>
+#include <new>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -12,12 +16,14 @@
 
 namespace omniconv {
 
-inline void ok(AOTITorchError error, const char* call) {
-  if (error) throw std::runtime_error("torch: the call must succeed, got an error from " + std::string(call, std::strcspn(call, "(")));
+inline void throw_on_error(AOTITorchError error, const char* call) {
+  if (error)
+    throw std::runtime_error("torch: the call must succeed, got an error from " +
+                             std::string(call, std::strcspn(call, "(")));
 }
-#define TORCH_OK(call) ::omniconv::ok((call), #call)
+#define TORCH_OK(call) ::omniconv::throw_on_error((call), #call)
 
-// One tensor; the handle is this object's to free.
+// A tensor, which owns its handle, or none.
 class Tensor {
  public:
   Tensor() = default;
@@ -42,10 +48,12 @@ class Tensor {
   ~Tensor() {
     if (handle_) aoti_torch_delete_tensor_object(handle_);
   }
-  static Tensor empty(const std::vector<int64_t>& size, const std::vector<int64_t>& stride, int32_t dtype) {
-    AtenTensorHandle handle;
-    TORCH_OK(aoti_torch_empty_strided(int64_t(size.size()), size.data(), stride.data(), dtype, aoti_torch_device_type_cpu(), 0, &handle));
-    return Tensor(handle);
+  // Returns a new tensor of the CPU, not initialised; none if torch cannot allocate it.
+  static Tensor try_empty(const std::vector<int64_t>& size, const std::vector<int64_t>& stride, int32_t dtype) {
+    AtenTensorHandle handle = nullptr;
+    const AOTITorchError error = aoti_torch_empty_strided(int64_t(size.size()), size.data(), stride.data(), dtype,
+                                                          aoti_torch_device_type_cpu(), 0, &handle);
+    return Tensor(error ? nullptr : handle);
   }
   explicit operator bool() const { return handle_ != nullptr; }
   const std::vector<int64_t>& size() const { return size_; }
@@ -115,26 +123,56 @@ template <> struct Unbox<Ints> {
   }
 };
 
-inline void give(StableIValue* stack, Tensor result) { stack[0] = reinterpret_cast<StableIValue>(result.release()); }
-inline void give(StableIValue* stack, std::pair<Tensor, Tensor> results) {
+inline void push_results(StableIValue* stack, Tensor result) {
+  stack[0] = reinterpret_cast<StableIValue>(result.release());
+}
+inline void push_results(StableIValue* stack, std::pair<Tensor, Tensor> results) {
   stack[0] = reinterpret_cast<StableIValue>(results.first.release());
   stack[1] = reinterpret_cast<StableIValue>(results.second.release());
 }
 
+// Returns the name of the op that a schema declares.
+inline std::string schema_name(const char* schema) { return std::string(schema, std::strcspn(schema, "(")); }
+
+// The boxed form of a C++ function of tensors and numbers.
 template <auto F> struct Boxed;
 template <class R, class... Args, R (*F)(Args...)> struct Boxed<F> {
-  static void call(StableIValue* stack, uint64_t, uint64_t) { run(stack, std::index_sequence_for<Args...>{}); }
+  static inline const char* schema = "";  // that it was registered with: errors begin with its name
+
+  static void call(StableIValue* stack, uint64_t, uint64_t) {
+    try {
+      run(stack, std::index_sequence_for<Args...>{});
+    } catch (const std::bad_alloc&) {
+      throw std::runtime_error(schema_name(schema) +
+                               ": its working space must fit into memory, got an allocation failure");
+    }
+  }
   template <size_t... I> static void run(StableIValue* stack, std::index_sequence<I...>) {
     // every argument is owned before anything is checked; braces fix the order
     std::tuple<std::decay_t<Args>...> args{Unbox<std::decay_t<Args>>::from(stack[I])...};
     if constexpr (std::is_void_v<R>) F(std::get<I>(args)...);
-    else give(stack, F(std::get<I>(args)...));
+    else push_results(stack, F(std::get<I>(args)...));
   }
 };
 
+// Calls f(first, last) for parts of [0, n), of about `grain` or more, in torch's threads. What f throws is thrown here:
+// torch's ABI would only tell that something was.
 template <class F> void parallel_for(int64_t n, int64_t grain, const F& f) {
-  TORCH_OK(torch_parallel_for(0, n, grain, [](int64_t first, int64_t last, void* c) { (*static_cast<const F*>(c))(first, last); },
-                              const_cast<void*>(static_cast<const void*>(&f))));
+  struct Context {
+    const F& f;
+    std::atomic_flag failed = ATOMIC_FLAG_INIT;
+    std::exception_ptr error{};
+  } context{f};
+  const ParallelFunc part = [](int64_t first, int64_t last, void* data) {
+    auto& context = *static_cast<Context*>(data);
+    try {
+      context.f(first, last);
+    } catch (...) {
+      if (!context.failed.test_and_set()) context.error = std::current_exception();
+    }
+  };
+  TORCH_OK(torch_parallel_for(0, n, grain, part, &context));
+  if (context.error) std::rethrow_exception(context.error);
 }
 
 }  // namespace omniconv

@@ -1,5 +1,6 @@
-// The part of libtorch's stable C ABI that this library uses: all of it is exported by torch 2.10 and later. Declared here so that
-// the build needs no torch; tests/test_native.py compiles these declarations together with torch's own, so that they cannot disagree.
+// The part of libtorch's stable C ABI that this library uses: all of it is exported by torch 2.10 and later. It is
+// declared here so that the build needs no torch; tests/test_native.py compiles these declarations together with
+// torch's own, so that they cannot disagree. CMake makes the linker's stub from them: each stands in one line.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -15,6 +16,7 @@ struct StableListOpaque;
 using StableListHandle = StableListOpaque*;
 using ParallelFunc = void (*)(int64_t, int64_t, void*);
 
+// clang-format off
 AOTITorchError aoti_torch_library_init_def(const char*, const char*, uint32_t, TorchLibraryHandle*);
 AOTITorchError aoti_torch_library_init_impl(const char*, const char*, const char*, uint32_t, TorchLibraryHandle*);
 AOTITorchError aoti_torch_library_def(TorchLibraryHandle, const char*);
@@ -22,7 +24,6 @@ AOTITorchError torch_library_impl(TorchLibraryHandle, const char*, void (*)(Stab
 AOTITorchError aoti_torch_delete_tensor_object(AtenTensorHandle);
 AOTITorchError aoti_torch_get_data_ptr(AtenTensorHandle, void**);
 AOTITorchError aoti_torch_get_dim(AtenTensorHandle, int64_t*);
-AOTITorchError aoti_torch_get_numel(AtenTensorHandle, int64_t*);
 AOTITorchError aoti_torch_get_sizes(AtenTensorHandle, int64_t**);
 AOTITorchError aoti_torch_get_strides(AtenTensorHandle, int64_t**);
 AOTITorchError aoti_torch_get_dtype(AtenTensorHandle, int32_t*);
@@ -38,4 +39,5 @@ AOTITorchError torch_parallel_for(int64_t, int64_t, int64_t, ParallelFunc, void*
 AOTITorchError torch_list_size(StableListHandle, size_t*);
 AOTITorchError torch_list_get_item(StableListHandle, size_t, StableIValue*);
 AOTITorchError torch_delete_list(StableListHandle);
+// clang-format on
 }

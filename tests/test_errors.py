@@ -6,6 +6,7 @@ of one axis is the record's to say: right is what some Problem asks for.
 
 import inspect
 import re
+import resource
 import types
 import typing
 import warnings
@@ -18,6 +19,7 @@ import pytest
 import torch
 from cases import batched_operands, constructor_call, on, one_case_per_op, parameters_of
 
+from omniconv import _native
 from omniconv.geometry import Padding
 from omniconv.problem import Problem
 from omniconv.techniques import TECHNIQUES
@@ -347,3 +349,47 @@ def test_layers_refuse_other_kinds_of_tensors(technique, rank):
     for spoil in (*WRONG_TENSORS.values(), WRONG_KINDS["oneDNN's"]):
         with pytest.raises(TypeError, match=rf"^({op.__name__}|{type(layer).__name__}): input must be a dense Tensor, got .+"):
             layer(spoil(torch.ones(2, problem.channels, *problem.size)))
+
+
+native = pytest.mark.skipif(not _native.AVAILABLE, reason="this build has no native library")
+HUGE = torch.zeros(1, 1, 1).expand(2**20, 2**10, 2**12)  # 16 TiB, of one element
+
+# op and what does not fit -> a call
+TOO_LARGE = {
+    "pointwise: the result": lambda ops: ops.pointwise(HUGE, torch.zeros(2**10, 2**10, 1), None, 0, True),
+    "lightweight: the result": lambda ops: ops.lightweight(HUGE, torch.zeros(1, 1), None, None, 0, [0, 0], 1, 0, False, 0, True),
+    "depthwise: a contiguous copy": lambda ops: ops.depthwise(
+        HUGE, torch.zeros(2**10, 1, 1), None, [1], [0, 0], [1], 0, 0, False, True
+    ),
+    "depthwise_grad_weight: the result": lambda ops: ops.depthwise_grad_weight(
+        torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1), [2**31, 2**31], [1, 1], [2**31 - 1, 0] * 2, [1, 1], False, True
+    ),
+}
+
+
+@native
+@pytest.mark.parametrize("call", TOO_LARGE)
+def test_what_does_not_fit_into_memory_is_named(call):
+    op, what = call.split(": ")
+    size = r"(\d+|more than 2\^63) bytes \(sizes \d+(, \d+)+\)"
+    with pytest.raises(RuntimeError, match=rf"^{op}: {what} of {size} must fit into memory, got an allocation failure"):
+        TOO_LARGE[call](torch.ops.omniconv)
+
+
+@native
+def test_memory_that_runs_out_within_a_call_is_named():
+    """Weights of a half type are packed as float32: twice their size, and more than is left."""
+    side = 2**13
+    x, weight = torch.zeros(1, 1, 1, 1).bfloat16(), torch.zeros(1, 1, side, side).bfloat16()
+    arguments = (x, weight, None, [1, 1], [side - 1, 0] * 2, [1, 1], 0, 0, False, True)
+    limit = resource.getrlimit(resource.RLIMIT_AS)
+    with open("/proc/self/statm") as file:
+        used = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + weight.nbytes, limit[1]))
+    try:
+        with pytest.raises(RuntimeError) as caught:
+            torch.ops.omniconv.depthwise(*arguments)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limit)
+    must = f"depthwise: the packed weight of {2 * weight.nbytes} bytes (sizes {side * side}) must fit into memory"
+    assert str(caught.value).startswith(f"{must}, got an allocation failure")

@@ -24,8 +24,9 @@ struct CausalKernels {
   size_t (*scratch_bytes)(int64_t width);
   // The next `steps` positions of one sequence, channels [first, last): x and y (D, steps); the state is updated.
   void (*update)(const CausalFilter&, int64_t first, int64_t last, int64_t steps, const void* x, const CausalState&, void* y, void* scratch);
-  // Makes positions `at` [0, count) of one channel again: tap i counts where owner[t + i − (W − 1)] is owner[t] ≥ 0; x and y (steps).
-  void (*mend)(const CausalFilter&, int64_t channel, const int64_t* owner, const int64_t* at, int64_t count, const void* x, void* y);
+  // Computes `positions` [0, count) of one channel again: tap i counts where owner[t + i − (W − 1)] is owner[t] ≥ 0; x and y
+  // (steps).
+  void (*fixup_boundaries)(const CausalFilter&, int64_t channel, const int64_t* owner, const int64_t* positions, int64_t count, const void* x, void* y);
 };
 
 struct CausalTables { CausalKernels f32, f64, bf16, f16; };

@@ -12,10 +12,9 @@
 #include <cstdint>
 
 #include "kernels/activation.h"
+#include "kernels/padding.h"
 
 namespace omniconv {
-
-enum Mode : int64_t { kZeros, kReflect, kReplicate, kCircular };
 
 struct DepthwiseGeometry {
   int64_t in[3], out[3], kernel[3], stride[3], dilation[3], before[3], spread[3];

@@ -1,31 +1,32 @@
-// What the contiguous depthwise kernels share: how planes are cut into tiles, and how a tile is filled. Included by kernels only; internal
-// linkage.
+// What the contiguous depthwise kernels share: how planes are cut into tiles, and how a tile is filled. Included by
+// kernels only; internal linkage.
 //
-// A plane is cut into tiles that fit half of a small L2 (most planes are one tile). Of each the padded input is copied into scratch, widened,
-// and what follows is arithmetic without a case.
+// A plane is cut into tiles that fit half of a small L2 (most planes are one tile). Of each the padded input is copied
+// into scratch, widened, and what follows is arithmetic without a case.
 #pragma once
 #include "kernels/depthwise.h"
 #include "kernels/depthwise_window.h"
 #include "simd/part.h"
+#include "simd/shuffle.h"
 
 namespace omniconv {
 namespace {
 
-constexpr int64_t kTileBytes = 131072;  // of padded input: with 32 KB 3-D took 1.3 times as long, as more slices are copied twice
-constexpr int64_t kRowMost = 4096;      // positions in a row of a tile, unless a window is as wide
-constexpr int kTaps = 5;                // kernel rows that are held in registers at once
-constexpr int64_t kRows = 7;            // output rows that share their input rows
+constexpr int64_t kTileBytes =
+    131072;  // of padded input: with 32 KB 3-D took 1.3 times as long, as more slices are copied twice
+constexpr int64_t kRowMost = 4096;  // positions in a row of a tile, unless a window is as wide
+constexpr int kTaps = 5;            // kernel rows that are held in registers at once
+constexpr int64_t kRows = 7;        // output rows that share their input rows
 
 INLINE int64_t ceil_div(int64_t a, int64_t b) { return b == 1 ? a : (a + b - 1) / b; }
 INLINE int64_t clamp(int64_t x, int64_t low, int64_t high) { return min64(max64(x, low), high); }
 
 // ---- geometry
 
-// One axis of a convolution without spread: output j and tap k meet position j·stride + from + k·dilation of the input. A spread axis is
-// `spread` such convolutions, one for each residue of the output, with those taps that meet elements: none of the zeros is multiplied.
-struct Phase {
-  int64_t outputs, taps, tap, tap_step, from, dilation;
-};
+// One axis of a convolution without spread: output j and tap k meet position j·stride + from + k·dilation of the input.
+// A spread axis is `spread` such convolutions, one for each residue of the output, with those taps that meet elements:
+// none of the zeros is multiplied.
+struct Phase { int64_t outputs, taps, tap, tap_step, from, dilation; };
 
 INLINE Phase phase_of(const DepthwiseGeometry& g, int i, int64_t residue) {
   const int64_t s = g.spread[i], n = g.out[i], k = g.kernel[i], d = g.dilation[i];
@@ -44,7 +45,8 @@ struct Cut {
   int64_t extent(int64_t n) const { return (n - 1) * stride + reach; }
 };
 
-// The tiles of a plane and how one lies in scratch: rows packed into `stride` phases, position p at phase p % stride, index p / stride.
+// The tiles of a plane and how one lies in scratch: rows packed into `stride` phases, position p at phase p % stride,
+// index p / stride.
 template <class A> struct Layout {
   static constexpr int L = Vec<A>::lanes;
   Cut cut[3];
@@ -88,8 +90,8 @@ template <class A> struct Layout {
   }
 };
 
-// A plane with one row a slice is one slice: rows are what a tile shares. Axis by axis from the caller's: swapped in a fresh copy, it waited
-// for that copy's stores (6 ns of the 100 that the gradient of a 7x7 plane takes).
+// A plane with one row a slice is one slice: rows are what a tile shares. Axis by axis from the caller's: swapped in a
+// fresh copy, it waited for that copy's stores (6 ns of the 100 that the gradient of a 7x7 plane takes).
 INLINE DepthwiseGeometry flat(const DepthwiseGeometry& g) {
   const bool one_row = g.in[1] == 1 && g.out[1] == 1 && g.kernel[1] == 1 && !g.before[1];
   DepthwiseGeometry to = g;
@@ -116,45 +118,6 @@ struct Arena {
   }
 };
 
-// ---- vectors
-
-// Which lanes are before lane n.
-template <class A> INLINE auto lane_mask(int64_t n) {
-  typedef typename Vec<A>::V V;
-  decltype(V{} < V{}) lane;
-  for (int i = 0; i < Vec<A>::lanes; ++i) lane[i] = i;
-  return lane < (lane - lane) + int(n);
-}
-
-template <class A> INLINE typename Vec<A>::V first(typename Vec<A>::V v, int64_t n) {
-  typedef typename Vec<A>::V V;
-  return (V)((decltype(v < v))v & lane_mask<A>(n));
-}
-
-// The first n elements, zeros after them; nothing is read at `end` or beyond.
-#if defined(__AVX512F__) && VECTOR_BYTES == 64
-template <class A> INLINE Vec<float>::V load_first(const float* p, int64_t n, const float*) { shown_load(p, n * sizeof(*p)); return (Vec<float>::V)_mm512_maskz_loadu_ps((1u << n) - 1, p); }
-template <class A> INLINE Vec<double>::V load_first(const double* p, int64_t n, const double*) { shown_load(p, n * sizeof(*p)); return (Vec<double>::V)_mm512_maskz_loadu_pd((1u << n) - 1, p); }
-#elif defined(__AVX2__) && VECTOR_BYTES == 32
-template <class A> INLINE Vec<float>::V load_first(const float* p, int64_t n, const float*) { shown_load(p, n * sizeof(*p)); return (Vec<float>::V)_mm256_maskload_ps(p, (__m256i)lane_mask<A>(n)); }
-template <class A> INLINE Vec<double>::V load_first(const double* p, int64_t n, const double*) { shown_load(p, n * sizeof(*p)); return (Vec<double>::V)_mm256_maskload_pd(p, (__m256i)lane_mask<A>(n)); }
-#endif
-template <class A, class E> INLINE typename Vec<A>::V load_first(const E* p, int64_t n, const E* end) {
-  constexpr int L = Vec<A>::lanes;
-  if (p + L <= end) return first<A>(load(p), n);
-  E part[L] = {};
-  copy_part<E, L>(part, p, n);
-  return load(part);
-}
-
-INLINE float load_scalar(const float* p) { return *p; }
-INLINE double load_scalar(const double* p) { return *p; }
-template <class E> INLINE float load_scalar(const E* p) {
-  E whole[FL] = {*p};
-  float wide[FL];
-  store(wide, load(whole));
-  return wide[0];
-}
 // ---- filling a tile
 
 template <class A> INLINE void zero(A* p, int64_t n) {
@@ -165,12 +128,17 @@ template <class A> INLINE void zero(A* p, int64_t n) {
 // What a row of a tile reads: positions [left, inside) are elements, from x[left + origin] on.
 struct Span {
   int64_t origin, width, left, inside;
-  Span(const Cut& c, int64_t at, int64_t n) : origin(at * c.stride + c.low), width(c.extent(n)), left(clamp(-origin, 0, width)), inside(clamp(c.in - origin, left, width)) {}
+  Span(const Cut& c, int64_t at, int64_t n)
+      : origin(at * c.stride + c.low),
+        width(c.extent(n)),
+        left(clamp(-origin, 0, width)),
+        inside(clamp(c.in - origin, left, width)) {}
 };
 
-// Rows of n elements; zeros are stored beyond them, in the last vector. Functions of their own for their registers: inside of what calls
-// them these loops took half of the time of a 14x14 plane, three times what they do now.
-template <class E, class A> __attribute__((noinline)) void copy_rows(const E* x, int64_t x_row, int64_t n, int64_t rows, const E* end, A* dst, int64_t dst_row) {
+// Rows of n elements; zeros are stored beyond them, in the last vector. Functions of their own for their registers:
+// inside of what calls them these loops took half of the time of a 14x14 plane, three times what they do now.
+template <class E, class A> __attribute__((noinline)) void copy_rows(const E* x, int64_t x_row, int64_t n, int64_t rows,
+                                                                     const E* end, A* dst, int64_t dst_row) {
   constexpr int L = Vec<A>::lanes;
   const int64_t whole = n - n % L;
   for (; rows > 0; --rows, x += x_row, dst += dst_row) {
@@ -181,14 +149,10 @@ template <class E, class A> __attribute__((noinline)) void copy_rows(const E* x,
 
 // The same, packed into even and odd positions; the first element comes to position `left`.
 template <class E, class A>
-__attribute__((noinline)) void deal_rows(const E* x, int64_t x_row, int64_t n, int64_t left, int64_t rows, const E* end, A* dst, int64_t dst_row, int64_t phase) {
+__attribute__((noinline)) void copy_rows_by_parity(const E* x, int64_t x_row, int64_t n, int64_t left, int64_t rows,
+                                                   const E* end, A* dst, int64_t dst_row, int64_t phase) {
   typedef typename Vec<A>::V V;
   constexpr int L = Vec<A>::lanes;
-  decltype(V{} < V{}) evens, odds;
-  for (int i = 0; i < L; ++i) {
-    evens[i] = 2 * i;
-    odds[i] = 2 * i + 1;
-  }
   const int64_t lone = left % 2 && n > 0;  // an element at an odd position before all pairs
   const int64_t pairs = n - lone, whole = pairs - pairs % (2 * L);
   for (; rows > 0; --rows, x += x_row, dst += dst_row) {
@@ -197,19 +161,21 @@ __attribute__((noinline)) void deal_rows(const E* x, int64_t x_row, int64_t n, i
     const E* from = x + lone;
     for (int64_t p = 0; p < whole; p += 2 * L, even += L, odd += L, from += 2 * L) {
       const V a = load(from), b = load(from + L);
-      store(even, __builtin_shuffle(a, b, evens));
-      store(odd, __builtin_shuffle(a, b, odds));
+      store(even, even_lanes(a, b));
+      store(odd, odd_lanes(a, b));
     }
     const int64_t rest = pairs - whole;
     if (!rest) continue;
-    const V a = rest >= L ? load(from) : load_first<A>(from, rest, end), b = rest > L ? load_first<A>(from + L, rest - L, end) : V{};
-    store(even, __builtin_shuffle(a, b, evens));
-    store(odd, __builtin_shuffle(a, b, odds));
+    const V a = rest >= L ? load(from) : load_first<A>(from, rest, end),
+            b = rest > L ? load_first<A>(from + L, rest - L, end) : V{};
+    store(even, even_lanes(a, b));
+    store(odd, odd_lanes(a, b));
   }
 }
 
 // A row of any mode and spread, not packed.
-template <class E, class A> void straight_row(const Cut& c, Mode mode, const Span& s, const E* x, const E* end, A* dst) {
+template <class E, class A> void straight_row(const Cut& c, Mode mode, const Span& s, const E* x, const E* end,
+                                              A* dst) {
   if (c.spread == 1) {
     zero(dst, s.left);
     copy_rows(x + s.left + s.origin, 0, s.inside - s.left, 1, end, dst + s.left, 0);
@@ -224,23 +190,25 @@ template <class E, class A> void straight_row(const Cut& c, Mode mode, const Spa
   }
 }
 
-template <class E, class A> void any_row(const Layout<A>& l, const Span& s, const E* x, const E* end, A* dst, A* straight) {
+template <class E, class A> void any_row(const Layout<A>& l, const Span& s, const E* x, const E* end, A* dst,
+                                         A* straight) {
   const int64_t step = l.cut[2].stride;
   if (step == 1) return straight_row(l.cut[2], l.mode, s, x, end, dst);
   straight_row(l.cut[2], l.mode, s, x, end, straight);
-  if (step == 2) return deal_rows(straight, 0, s.width, 0, 1, straight + s.width, dst, 0, l.phase);
+  if (step == 2) return copy_rows_by_parity(straight, 0, s.width, 0, 1, straight + s.width, dst, 0, l.phase);
   for (int64_t q = 0; q < step; ++q)
     for (int64_t k = 0, p = q; p < s.width; ++k, p += step) dst[q * l.phase + k] = straight[p];
 }
 
 // Rows of zeros and elements, zeros around them.
-template <class E, class A> void plain_rows(const Layout<A>& l, const Span& rows, const Span& s, bool kept, const E* x, const E* end, A* dst) {
+template <class E, class A> void plain_rows(const Layout<A>& l, const Span& rows, const Span& s, bool kept, const E* x,
+                                            const E* end, A* dst) {
   const Cut& c = l.cut[2];
   const int64_t n = s.inside - s.left, count = rows.inside - rows.left;
   const E* from = x + (rows.left + rows.origin) * c.in + s.left + s.origin;
   if (c.stride == 2) {
     if (!kept) zero(dst, rows.width * l.row);
-    return deal_rows(from, c.in, n, s.left, count, end, dst + rows.left * l.row, l.row, l.phase);
+    return copy_rows_by_parity(from, c.in, n, s.left, count, end, dst + rows.left * l.row, l.row, l.phase);
   }
   A* inside = dst + rows.left * l.row;
   if (!kept) {
@@ -255,7 +223,8 @@ template <class E, class A> void plain_rows(const Layout<A>& l, const Span& rows
 }
 
 // The tile of outputs [at, at + n) from plane x. `kept`: what is zero there has been left so by the plane before.
-template <class E, class A> void fill(const Layout<A>& l, const int64_t* at, const int64_t* n, bool kept, const E* x, const E* end, A* tile, A* straight) {
+template <class E, class A> void fill(const Layout<A>& l, const int64_t* at, const int64_t* n, bool kept, const E* x,
+                                      const E* end, A* tile, A* straight) {
   const Cut &c = l.cut[0], &b = l.cut[1], &a = l.cut[2];
   const Span slices(c, at[0], n[0]), rows(b, at[1], n[1]), columns(a, at[2], n[2]);
   const bool plain = l.mode == kZeros && b.spread * a.spread == 1 && a.stride <= 2;
@@ -282,14 +251,10 @@ template <class E, class A> void fill(const Layout<A>& l, const int64_t* at, con
 // ---- a call
 
 // Where a column tap reads, and its weight.
-struct Tap {
-  int64_t x, w;
-};
+struct Tap { int64_t x, w; };
 
 // Taps that are read alike: kernel rows of `columns` taps.
-struct Part {
-  int64_t x, w, rows, columns;
-};
+struct Part { int64_t x, w, rows, columns; };
 
 template <class A> struct Plan {
   static constexpr int L = Vec<A>::lanes;
@@ -302,22 +267,24 @@ template <class A> struct Plan {
   int64_t count;  // of parts
   bool folded;
   A *tile, *straight;
-  Arena rest;
+  Arena arena;
 
-  Plan(const DepthwiseGeometry& of, void* scratch, bool by_residue) : g(flat(of)), rest{(uintptr_t)scratch} {
+  Plan(const DepthwiseGeometry& of, void* scratch, bool by_residue) : g(flat(of)), arena{(uintptr_t)scratch} {
     l.mode = g.mode;
     for (int i = 0; i < 3; ++i) cut(i, by_residue);
     l.choose();
-    // A long kernel over a single row, seen as rows of one vector: taps a vector apart read the same x. Loads are halved at 31 taps and
-    // 16 lanes, quartered at 8.
+    // A long kernel over a single row, seen as rows of one vector: taps a vector apart read the same x. Loads are
+    // halved at 31 taps and 16 lanes, quartered at 8.
     const int64_t d = g.dilation[2], k = g.kernel[2];
     // (The weight's gradient needs eight lanes for it: with four, 3 of 31 taps are left over in each row.)
-    folded = !g.ordered && (by_residue || L >= 8) && g.spread[0] * g.spread[1] * g.out[0] * g.out[1] * g.kernel[0] * g.kernel[1] == 1 && g.stride[2] == 1 && g.spread[2] == 1 && L % d == 0 && k > L / d && l.cut[2].tile >= L;
-    columns = rest.take<Tap>(residues[2] * k);
+    folded = !g.ordered && (by_residue || L >= 8) &&
+             g.spread[0] * g.spread[1] * g.out[0] * g.out[1] * g.kernel[0] * g.kernel[1] == 1 && g.stride[2] == 1 &&
+             g.spread[2] == 1 && L % d == 0 && k > L / d && l.cut[2].tile >= L;
+    columns = arena.take<Tap>(residues[2] * k);
     count = folded ? 2 : g.kernel[0];
-    parts = rest.take<Part>(residues[0] * residues[2] * count);
-    tile = rest.take<A>(l.size);
-    straight = rest.take<A>(l.cut[2].extent(l.cut[2].tile) + 2 * L);
+    parts = arena.take<Part>(residues[0] * residues[2] * count);
+    tile = arena.take<A>(l.size);
+    straight = arena.take<A>(l.cut[2].extent(l.cut[2].tile) + 2 * L);
   }
   Phase phase(int i, int64_t residue) const {
     if (residues[i] == g.spread[i]) return phase_of(g, i, residue);
@@ -325,7 +292,7 @@ template <class A> struct Plan {
   }
   void cut(int i, bool by_residue) {
     residues[i] = by_residue ? g.spread[i] : 1;
-    phases[i] = rest.take<Phase>(residues[i]);
+    phases[i] = arena.take<Phase>(residues[i]);
     int64_t low = INT64_MAX, high = INT64_MIN;
     for (int64_t r = 0; r < residues[i]; ++r) {
       const Phase p = phase(i, r);
@@ -334,7 +301,8 @@ template <class A> struct Plan {
       high = max64(high, p.from + (p.taps - 1) * p.dilation);
     }
     if (low > high) low = high = 0;
-    l.cut[i] = {g.in[i], g.spread[i] / residues[i], g.stride[i], low, high - low + 1, ceil_div(g.out[i], residues[i]), 0};
+    l.cut[i] = {g.in[i], g.spread[i] / residues[i], g.stride[i], low, high - low + 1, ceil_div(g.out[i], residues[i]),
+                0};
   }
   // What scratch must hold; apart from the sizes above, so that those can be asked for without any.
   void prepare() {
@@ -342,10 +310,12 @@ template <class A> struct Plan {
       for (int64_t r = 0; r < residues[i]; ++r) phases[i][r] = phase(i, r);
     for (int64_t r = 0; r < residues[2]; ++r) {
       const Phase& p = phases[2][r];
-      for (int64_t t = 0; t < p.taps; ++t) columns[r * g.kernel[2] + t] = {l.column(p.from - l.cut[2].low + t * p.dilation), p.tap + t * p.tap_step};
+      for (int64_t t = 0; t < p.taps; ++t)
+        columns[r * g.kernel[2] + t] = {l.column(p.from - l.cut[2].low + t * p.dilation), p.tap + t * p.tap_step};
     }
     if (folded) {
-      const int64_t of_row = L / g.dilation[2], rows = ceil_div(g.kernel[2], of_row), last = g.kernel[2] - (rows - 1) * of_row;
+      const int64_t of_row = L / g.dilation[2], rows = ceil_div(g.kernel[2], of_row),
+                    last = g.kernel[2] - (rows - 1) * of_row;
       parts[0] = {0, 0, rows, last};
       parts[1] = {last * g.dilation[2], last, rows - 1, of_row - last};
       return;
@@ -354,13 +324,14 @@ template <class A> struct Plan {
       for (int64_t q = 0; q < residues[2]; ++q)
         for (int64_t t = 0; t < count; ++t) {
           const Phase& p = phases[0][r];
-          parts[(r * residues[2] + q) * count + t] = {t * p.dilation * l.slice, t * p.tap_step * g.kernel[1] * g.kernel[2], g.kernel[1], phases[2][q].taps};
+          parts[(r * residues[2] + q) * count + t] = {
+              t * p.dilation * l.slice, t * p.tap_step * g.kernel[1] * g.kernel[2], g.kernel[1], phases[2][q].taps};
         }
   }
 };
 
-// Rows of outputs that lie `dilation` apart meet input rows that do: how far apart are rows that share them, and how many of those
-// input rows does one output row come after the other.
+// Rows of outputs that lie `dilation` apart meet input rows that do: how far apart are rows that share them, and how
+// many of those input rows does one output row come after the other.
 struct Sharing {
   int64_t classes, step;
   Sharing(int64_t stride, int64_t dilation) : classes(1) {

@@ -1,7 +1,9 @@
-// Depthwise convolution of contiguous planes; compiled once per instruction set (CMake defines ISA, the namespace, and VECTOR_BYTES).
+// Depthwise convolution of contiguous planes; compiled once per instruction set (CMake defines ISA, the namespace, and
+// the width).
 //
-// Up to seven output rows share the input rows that they load, a vector of columns at a time. Seven, as 7, 14, 28, 56 and 112 are its
-// multiples. A load over the end of a cache line costs two, so loads and not sums bound 64-byte vectors.
+// Up to seven output rows share the input rows that they load, a vector of columns at a time. Seven, as 7, 14, 28, 56
+// and 112 are its multiples. A load over the end of a cache line costs two, so loads and not sums bound 64-byte
+// vectors.
 #include "kernels/depthwise_nchw.h"
 
 #ifndef ISA
@@ -25,17 +27,15 @@ template <class A> struct Window {
 
 // R output rows of N vectors, STEP input rows apart, take in K kernel rows.
 template <class A, int K, int R, int N, int STEP>
-INLINE void meet(const A* x, int64_t x_row, const Tap* tap, int64_t count, const A* w, int64_t w_row, typename Vec<A>::V (*acc)[N]) {
+INLINE void meet(const A* x, int64_t x_row, const Tap* tap, int64_t count, const A* w, int64_t w_row,
+                 typename Vec<A>::V (*acc)[N]) {
   typedef typename Vec<A>::V V;
   constexpr int L = Vec<A>::lanes;
   for (const Tap* end = tap + count; tap != end; ++tap) {
     V weight[K];
 #pragma GCC unroll 8
     for (int m = 0; m < K; ++m) weight[m] = broadcast(w[tap->w + m * w_row]);
-    const A* p = x + tap->x;
-#if defined(__x86_64__)
-    __asm__("" : "+r"(p));  // one pointer: GCC would keep one for each of N vectors, in memory
-#endif
+    const A* p = in_register(x + tap->x);
 #pragma GCC unroll 32
     for (int r = 0; r < STEP * (R - 1) + K; ++r, p += x_row) {
       V v[N];
@@ -51,9 +51,10 @@ INLINE void meet(const A* x, int64_t x_row, const Tap* tap, int64_t count, const
   }
 }
 
-// R rows of N vectors end. The last vector of a row holds n outputs: it is written whole where what follows will be written after it, not
-// beyond `limit`.
-template <class A, int R, int N> INLINE void put(typename Vec<A>::V (*acc)[N], Activation activation, A* y, int64_t y_row, int64_t n, const A* limit) {
+// R rows of N vectors end. The last vector of a row holds n outputs: it is written whole where what follows will be
+// written after it, not beyond `limit`.
+template <class A, int R, int N> INLINE void put(typename Vec<A>::V (*acc)[N], Activation activation, A* y,
+                                                 int64_t y_row, int64_t n, const A* limit) {
   constexpr int L = Vec<A>::lanes;
   if (activation != kNone) {
 #pragma GCC unroll 8
@@ -73,7 +74,8 @@ template <class A, int R, int N> INLINE void put(typename Vec<A>::V (*acc)[N], A
 
 // Kernel rows [top, bottom) of every part.
 template <class A, int R, int N, int STEP>
-INLINE void block(const Window<A>& o, int64_t top, int64_t bottom, const A* x, A* y, int64_t y_row, int64_t n, const A* limit) {
+INLINE void block(const Window<A>& o, int64_t top, int64_t bottom, const A* x, A* y, int64_t y_row, int64_t n,
+                  const A* limit) {
   typename Vec<A>::V acc[R][N];
 #pragma GCC unroll 8
   for (int q = 0; q < R; ++q)
@@ -83,7 +85,8 @@ INLINE void block(const Window<A>& o, int64_t top, int64_t bottom, const A* x, A
     const Part& part = o.parts[p];
     const A* px = x + part.x + top * o.x_row;
     const A* pw = o.w + part.w + top * o.w_row;
-    for (int64_t left = min64(bottom, part.rows) - top; left > 0; left -= kTaps, px += kTaps * o.x_row, pw += kTaps * o.w_row) {
+    for (int64_t left = min64(bottom, part.rows) - top; left > 0;
+         left -= kTaps, px += kTaps * o.x_row, pw += kTaps * o.w_row) {
       switch (left) {
         case 1: meet<A, 1, R, N, STEP>(px, o.x_row, o.columns, part.columns, pw, o.w_row, acc); break;
         case 2: meet<A, 2, R, N, STEP>(px, o.x_row, o.columns, part.columns, pw, o.w_row, acc); break;
@@ -105,7 +108,8 @@ template <class A> struct Rows {
   const A* limit;
 };
 
-template <class A, int N> INLINE void line(const Window<A>& o, const Part& part, const A* x, const A* w, A* y, int64_t n, const A* limit) {
+template <class A, int N> INLINE void line(const Window<A>& o, const Part& part, const A* x, const A* w, A* y,
+                                           int64_t n, const A* limit) {
   typename Vec<A>::V acc[1][N];
 #pragma GCC unroll 8
   for (int i = 0; i < N; ++i) acc[0][i] = broadcast(o.bias);
@@ -137,7 +141,8 @@ template <class A, int R, int STEP> void run_rows(const Window<A>& o, int64_t st
   } else {
     int64_t at = 0;
     if constexpr (R == 1) {
-      for (; at + 4 * L <= n; at += 4 * L) block<A, 1, 4, 1>(o, top, bottom, rows.x + at, rows.y + at, 0, L, rows.limit);
+      for (; at + 4 * L <= n; at += 4 * L)
+        block<A, 1, 4, 1>(o, top, bottom, rows.x + at, rows.y + at, 0, L, rows.limit);
     }
     for (; at < n; at += L) {
       // the last vector ends where the row does: some outputs are made twice
@@ -169,7 +174,9 @@ template <class A> void run(const Window<A>& o, int64_t count, int64_t step, int
 }
 
 // Rows of n sums to rows of outputs; what is beyond a row shorter than a vector as in put().
-template <class E, class A> __attribute__((noinline)) void narrow_rows(const A* of, int64_t of_row, int64_t n, int64_t rows, E* y, int64_t y_row, const E* limit) {
+template <class E, class A> __attribute__((noinline)) void narrow_rows(const A* of, int64_t of_row, int64_t n,
+                                                                       int64_t rows, E* y, int64_t y_row,
+                                                                       const E* limit) {
   constexpr int L = Vec<A>::lanes;
   for (; rows > 0; --rows, of += of_row, y += y_row) {
     for (int64_t o = 0; o + L <= n; o += L) store(y + o, load(of + o));
@@ -184,15 +191,10 @@ template <class E, class A> void weave(const A* of, int64_t size, int64_t residu
   typedef typename Vec<A>::V V;
   constexpr int L = Vec<A>::lanes;
   if (residues == 2) {
-    decltype(V{} < V{}) low, high;
-    for (int i = 0; i < L; ++i) {
-      low[i] = i / 2 + i % 2 * L;
-      high[i] = L / 2 + i / 2 + i % 2 * L;
-    }
     for (int64_t o = 0; o < n; o += 2 * L) {
       const V a = load(of + o / 2), b = load(of + size + o / 2);
-      store_part<A>(y + o, __builtin_shuffle(a, b, low), n - o);
-      if (n > o + L) store_part<A>(y + o + L, __builtin_shuffle(a, b, high), n - o - L);
+      store_part<A>(y + o, interleave_low(a, b), n - o);
+      if (n > o + L) store_part<A>(y + o + L, interleave_high(a, b), n - o - L);
     }
     return;
   }
@@ -210,10 +212,11 @@ struct Job {
 template <class E> struct Forward : Plan<typename Accumulator<E>::type> {
   typedef typename Accumulator<E>::type A;
   static constexpr int L = Vec<A>::lanes;
-  // 16-bit outputs are narrowed from rows of sums, as residues are woven: half of the code, and never less than 0.67 of the speed of float
+  // 16-bit outputs are narrowed from rows of sums, as residues are woven: half of the code, and never less than 0.67 of
+  // the speed of float
   static constexpr bool kStraight = sizeof(E) == sizeof(A);
   using P = Plan<A>;
-  using P::g, P::l, P::residues, P::phases, P::rest;
+  using P::g, P::l, P::residues, P::phases, P::arena;
   int64_t size;  // of a row of one residue
   A *woven, *straight_line;
   Job* jobs;
@@ -221,9 +224,9 @@ template <class E> struct Forward : Plan<typename Accumulator<E>::type> {
   Forward(const DepthwiseGeometry& of, void* scratch) : P(of, scratch, true) {
     size = round_up(l.cut[2].tile, L) + L;
     const bool weaving = !kStraight || residues[2] > 1;
-    woven = rest.template take<A>(weaving ? kRows * residues[2] * size : 0);
-    straight_line = rest.template take<A>(weaving ? residues[2] * size : 0);
-    jobs = rest.template take<Job>(residues[0] * l.cut[0].tile * residues[1] * min64(g.dilation[1], l.cut[1].tile));
+    woven = arena.template take<A>(weaving ? kRows * residues[2] * size : 0);
+    straight_line = arena.template take<A>(weaving ? residues[2] * size : 0);
+    jobs = arena.template take<Job>(residues[0] * l.cut[0].tile * residues[1] * min64(g.dilation[1], l.cut[1].tile));
   }
 
   // The jobs of the outputs [at, at + n) of a channel, of every residue.
@@ -280,7 +283,8 @@ template <class E> struct Forward : Plan<typename Accumulator<E>::type> {
   void outputs(const Job& j, const int64_t* at, const int64_t* n, const A* w, A bias, E* y, const E* end) const {
     Window<A> o{j.parts, j.first, j.last, P::columns, j.x_row, j.w_row, w + j.w, bias, g.activation};
     E* to = y + j.y;
-    const Rows<A> rows{P::tile + j.x, j.x_step, j.low, j.high, (A*)to, j.y_row, n[2], !j.run ? nullptr : (const A*)(l.whole ? end : to + j.run)};
+    const Rows<A> rows{P::tile + j.x, j.x_step, j.low, j.high,
+                       (A*)to,        j.y_row,  n[2],  !j.run ? nullptr : (const A*)(l.whole ? end : to + j.run)};
     if (P::folded) return folded_row(o, j, n[2], rows, to);
     if constexpr (kStraight) {
       if (residues[2] == 1) return run<A>(o, j.count, j.step, j.taps, rows);
@@ -295,11 +299,13 @@ template <class E> struct Forward : Plan<typename Accumulator<E>::type> {
         o.parts = j.parts + r * P::count;
         o.columns = P::columns + r * g.kernel[2];
         run<A>(o, rows, j.step, j.taps,
-               {from.x, from.x_step, from.low, from.high, woven + r * size, residues[2] * size, max64(min64(from.n, phases[2][r].outputs - at), 0), straight_line});
+               {from.x, from.x_step, from.low, from.high, woven + r * size, residues[2] * size,
+                max64(min64(from.n, phases[2][r].outputs - at), 0), straight_line});
       }
       if (residues[2] == 1) narrow_rows<E>(woven, size, n, rows, y, j.y_row, limit);
       else
-        for (int64_t i = 0; i < rows; ++i) weave<E, A>(woven + i * residues[2] * size, size, residues[2], n, y + i * j.y_row, straight_line);
+        for (int64_t i = 0; i < rows; ++i)
+          weave<E, A>(woven + i * residues[2] * size, size, residues[2], n, y + i * j.y_row, straight_line);
       from.x += rows * j.x_step;
       from.low -= rows * j.step;
       from.high -= rows * j.step;
@@ -315,11 +321,13 @@ template <class E> struct Forward : Plan<typename Accumulator<E>::type> {
   }
 
   void planes(int64_t count, const E* x, const A* w, const A* bias, E* y) const {
-    const int64_t in = g.in[0] * g.in[1] * g.in[2], out = g.out[0] * g.out[1] * g.out[2], taps = g.kernel[0] * g.kernel[1] * g.kernel[2];
+    const int64_t in = g.in[0] * g.in[1] * g.in[2], out = g.out[0] * g.out[1] * g.out[2],
+                  taps = g.kernel[0] * g.kernel[1] * g.kernel[2];
     const E *x_end = x + count * in, *y_end = y + count * g.multiplier * out;
     auto make = [&](int64_t p, int64_t jobs_of, const int64_t* at, const int64_t* n) {
       for (int64_t m = 0, q = p * g.multiplier; m < g.multiplier; ++m, ++q)
-        for (int64_t i = 0; i < jobs_of; ++i) outputs(jobs[i], at, n, w + q * taps, bias ? bias[q] : A(0), y + q * out, y_end);
+        for (int64_t i = 0; i < jobs_of; ++i)
+          outputs(jobs[i], at, n, w + q * taps, bias ? bias[q] : A(0), y + q * out, y_end);
     };
     const Cut *c = l.cut, &a = c[2];
     if (l.whole) {
@@ -336,14 +344,16 @@ template <class E> struct Forward : Plan<typename Accumulator<E>::type> {
         for (int64_t j = 0; j < c[1].steps; j += c[1].tile)
           for (int64_t k = 0; k < a.steps; k += a.tile) {
             // the last tile of a row is a whole one that ends with it
-            const int64_t at[3] = {i, j, min64(k, a.steps - a.tile)}, n[3] = {min64(c[0].tile, c[0].steps - i), min64(c[1].tile, c[1].steps - j), a.tile};
+            const int64_t at[3] = {i, j, min64(k, a.steps - a.tile)},
+                          n[3] = {min64(c[0].tile, c[0].steps - i), min64(c[1].tile, c[1].steps - j), a.tile};
             fill<E, A>(l, at, n, false, x + p * in, x_end, P::tile, P::straight);
             make(p, prepare_tile(at, n), at, n);
           }
   }
 };
 
-template <class E> void forward(const DepthwiseGeometry& g, int64_t planes, const void* x, const void* w, const void* b, void* y, void* scratch) {
+template <class E> void forward(const DepthwiseGeometry& g, int64_t planes, const void* x, const void* w, const void* b,
+                                void* y, void* scratch) {
   typedef typename Accumulator<E>::type A;
   Forward<E> f(g, scratch);
   f.prepare();
@@ -352,7 +362,7 @@ template <class E> void forward(const DepthwiseGeometry& g, int64_t planes, cons
 
 template <class E> size_t scratch_bytes(const DepthwiseGeometry& g) {
   const Forward<E> f(g, nullptr);
-  return f.rest.at;
+  return f.arena.at;
 }
 
 }  // namespace

@@ -11,17 +11,5 @@ INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-// The input index that a position reads, or -1 where it reads a zero.
-INLINE int64_t source(int64_t p, int64_t size, int64_t spread, Mode mode) {
-  if (spread > 1) return p < 0 || p % spread || p / spread >= size ? -1 : p / spread;
-  if (p >= 0 && p < size) return p;
-  switch (mode) {
-    case kReflect: return p < 0 ? -p : 2 * (size - 1) - p;
-    case kReplicate: return p < 0 ? 0 : size - 1;
-    case kCircular: return p < 0 ? p + size : p - size;
-    default: return -1;
-  }
-}
-
 }  // namespace
 }  // namespace omniconv

@@ -15,7 +15,7 @@
 #include <cstdint>
 
 #include "kernels/activation.h"
-#include "kernels/depthwise.h"
+#include "kernels/padding.h"
 
 namespace omniconv {
 
@@ -39,8 +39,8 @@ struct DynamicKernels {
   size_t (*forward_bytes)(const DynamicGeometry&);
   void (*forward)(const DynamicGeometry&, int64_t first, int64_t last, const void* x, const void* kernels, const void* bias, const uint8_t* mask, void* y,
                   void* scratch);
-  // Drops of one head's (K, positions) numbers, in the type of the sums.
-  void (*drop)(const DynamicGeometry&, void* numbers);
+  // Multiplies one head's (K, positions) weights, in the type of the sums, by `scale`, or by 0 where they are dropped.
+  void (*apply_dropout)(const DynamicGeometry&, void* weights);
 };
 
 struct DynamicGradKernels {

@@ -1,8 +1,9 @@
-// A matrix product over channels, y[n, o, t] = f(bias[o] + Σ_c weight[o, c]·x[n, c, t]), in which the bits of an output depend on its own
-// column of x and its own row of the weight alone.
+// A matrix product over channels, y[n, o, t] = f(bias[o] + Σ_c weight[o, c]·x[n, c, t]), in which the bits of an output
+// depend on its own column of x and its own row of the weight alone.
 //
-// Each output is one chain of multiply-adds in the type of the sums, from the bias (0 without one) through c = 0 … C − 1 in order, whatever the
-// tile, the tail, the thread and the number of columns. E is the element type of x, weight and y; the bias comes in the type of the sums.
+// Each output is one chain of multiply-adds in the type of the sums, from the bias (0 without one) through c = 0 … C −
+// 1 in order, whatever the tile, the tail, the thread and the number of columns. E is the element type of x, weight and
+// y; the bias comes in the type of the sums.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -22,8 +23,9 @@ struct Gemm {
   Activation activation;
 };
 
-// The two operands of a call as the kernels see them: vectors lie along the outputs or along the columns (n, t), rows along the other; the
-// rows are packed in groups that stay in L2, and a unit of work is a group with one panel of vectors.
+// The two operands of a call as the kernels see them: vectors lie along the outputs or along the columns (n, t), rows
+// along the other; the rows are packed in groups that stay in L2, and a unit of work is a group with one panel of
+// vectors.
 struct GemmPlan {
   bool along_outputs, few;  // few rows: weights go straight from where they lie into the sums
   int64_t rows, lanes, group, panel, panels, units;
@@ -32,7 +34,8 @@ struct GemmPlan {
 
 struct GemmKernels {
   GemmPlan (*plan)(const Gemm&);
-  void (*run)(const Gemm&, const GemmPlan&, int64_t first, int64_t last, void* scratch);  // units [first, last); scratch 64-byte aligned
+  void (*run)(const Gemm&, const GemmPlan&, int64_t first, int64_t last,
+              void* scratch);  // units [first, last); scratch 64-byte aligned
 };
 
 struct GemmTables { GemmKernels f32, f64, bf16, f16; };

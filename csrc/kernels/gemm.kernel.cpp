@@ -2,6 +2,7 @@
 #include "kernels/gemm.h"
 
 #include "simd/activate.h"
+#include "simd/registers.h"
 #include "simd/transpose.h"
 #include "simd/vec.h"
 
@@ -14,20 +15,17 @@ namespace ISA {
 namespace {
 
 // Rows of a tile, two vectors wide: of 32 or 16 registers all but the two vectors and a broadcast hold sums.
-#if VECTOR_BYTES == 64
-constexpr int kRows = 14;
-#else
-constexpr int kRows = 6;
-#endif
-constexpr int64_t kFew = 4;              // rows for which vectors of weights are used as they are made
-constexpr int64_t kAhead = 256;          // bytes that rows are prefetched ahead of a transposition
-constexpr int64_t kDepth = 256;           // channels at a time: a panel of vectors takes 32 KB of L1
+constexpr int kRows = (kVectorRegisters - 3) / 2;
+constexpr int64_t kFew = 4;                     // rows for which vectors of weights are used as they are made
+constexpr int64_t kAhead = 256;                 // bytes that rows are prefetched ahead of a transposition
+constexpr int64_t kDepth = 256;                 // channels at a time: a panel of vectors takes 32 KB of L1
 constexpr int64_t kGroup = int64_t(512) << 10;  // bytes of a group of rows, which stays in L2
 
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
-// Rows or lanes [first, first + count) of an operand: where each begins, and how far its channels are apart. `end` is past the last element.
+// Rows or lanes [first, first + count) of an operand: where each begins, and how far its channels are apart. `end` is
+// past the last element.
 template <class E> struct Operand {
   const E* at[32];
   const E* end;
@@ -53,7 +51,8 @@ template <class E> void columns(const Gemm& g, int64_t first, int64_t count, Ope
       ++n;
     }
   }
-  to.end = x + (g.samples - 1) * g.sample_stride + (g.steps - 1) * g.step_stride + (g.channels - 1) * g.channel_stride + 1;
+  to.end =
+      x + (g.samples - 1) * g.sample_stride + (g.steps - 1) * g.step_stride + (g.channels - 1) * g.channel_stride + 1;
   to.count = count;
   to.stride = g.channel_stride;
   to.spacing = count > 1 ? to.at[1] - to.at[0] : 0;
@@ -87,7 +86,8 @@ template <class E, class A> INLINE void square(const Operand<E>& from, int64_t j
 }
 
 // The same of fewer channels.
-template <class E, class A> INLINE void short_square(const Operand<E>& from, int64_t j, int64_t k, int64_t deep, typename Vec<A>::V* v) {
+template <class E, class A> INLINE void short_square(const Operand<E>& from, int64_t j, int64_t k, int64_t deep,
+                                                     typename Vec<A>::V* v) {
   constexpr int64_t L = Vec<A>::lanes;
   const int64_t last = from.count - 1;
   for (int64_t l = 0; l < L; ++l) {
@@ -98,8 +98,8 @@ template <class E, class A> INLINE void short_square(const Operand<E>& from, int
   transpose<A>(v);
 }
 
-// Channels [k0, k1) of an operand as to[k][j], `width` apart. A vector is stored over the end of a row: what comes after it is stored later,
-// and the last may reach a vector beyond the end.
+// Channels [k0, k1) of an operand as to[k][j], `width` apart. A vector is stored over the end of a row: what comes
+// after it is stored later, and the last may reach a vector beyond the end.
 template <class E, class A> void pack(const Operand<E>& from, int64_t k0, int64_t k1, A* to, int64_t width) {
   typedef typename Vec<A>::V V;
   constexpr int64_t L = Vec<A>::lanes;
@@ -167,10 +167,11 @@ template <class A, int R, int W> void tile(int64_t depth, const A* rows, const A
     for (int w = 0; w < W; ++w) store(sums + (r * W + w) * L, sum[r][w]);
 }
 
-// The whole of R rows and `width` outputs: for so few rows the weights, which are read once, are not packed into memory first.
-// Two vectors of outputs take turns, since a sum waits four cycles for every product; with four, rows that lie a power of two apart drive each
-// other out of L1 (512 → 512, one column, AVX2: 28 µs and 24).
-template <class E, class A, int R> void strip(const Operand<E>& weight, int64_t channels, const A* rows, A* sums, int64_t width) {
+// The whole of R rows and `width` outputs: for so few rows the weights, which are read once, are not packed into memory
+// first. Two vectors of outputs take turns, since a sum waits four cycles for every product; with four, rows that lie a
+// power of two apart drive each other out of L1 (512 → 512, one column, AVX2: 28 µs and 24).
+template <class E, class A, int R> void strip(const Operand<E>& weight, int64_t channels, const A* rows, A* sums,
+                                              int64_t width) {
   typedef typename Vec<A>::V V;
   constexpr int64_t L = Vec<A>::lanes;
   int64_t k = 0;
@@ -193,11 +194,13 @@ template <class E, class A, int R> void strip(const Operand<E>& weight, int64_t 
     V v[L];
     short_square<E, A>(weight, l, k, channels - k, v);
     for (int64_t i = 0; i < channels - k; ++i)
-      for (int r = 0; r < R; ++r) store(sums + r * width + l, load(sums + r * width + l) + broadcast(rows[(k + i) * R + r]) * v[i]);
+      for (int r = 0; r < R; ++r)
+        store(sums + r * width + l, load(sums + r * width + l) + broadcast(rows[(k + i) * R + r]) * v[i]);
   }
 }
 
-template <class E, class A> void strip_of(const Operand<E>& weight, int64_t channels, int64_t many, const A* rows, A* sums, int64_t width) {
+template <class E, class A> void strip_of(const Operand<E>& weight, int64_t channels, int64_t many, const A* rows,
+                                          A* sums, int64_t width) {
   switch (many) {
     case 1: return strip<E, A, 1>(weight, channels, rows, sums, width);
     case 2: return strip<E, A, 2>(weight, channels, rows, sums, width);
@@ -206,25 +209,9 @@ template <class E, class A> void strip_of(const Operand<E>& weight, int64_t chan
   }
 }
 
-template <class A, int W> void tile_of(int64_t rows, int64_t depth, const A* r, const A* l, A* sums) {
-  switch (rows) {
-    case 1: return tile<A, 1, W>(depth, r, l, sums);
-    case 2: return tile<A, 2, W>(depth, r, l, sums);
-    case 3: return tile<A, 3, W>(depth, r, l, sums);
-    case 4: return tile<A, 4, W>(depth, r, l, sums);
-    case 5: return tile<A, 5, W>(depth, r, l, sums);
-    case 6: return tile<A, 6, W>(depth, r, l, sums);
-#if VECTOR_BYTES == 64
-    case 7: return tile<A, 7, W>(depth, r, l, sums);
-    case 8: return tile<A, 8, W>(depth, r, l, sums);
-    case 9: return tile<A, 9, W>(depth, r, l, sums);
-    case 10: return tile<A, 10, W>(depth, r, l, sums);
-    case 11: return tile<A, 11, W>(depth, r, l, sums);
-    case 12: return tile<A, 12, W>(depth, r, l, sums);
-    case 13: return tile<A, 13, W>(depth, r, l, sums);
-    case 14: return tile<A, 14, W>(depth, r, l, sums);
-#endif
-  }
+template <class A, int W, int R = kRows> void tile_of(int64_t rows, int64_t depth, const A* r, const A* l, A* sums) {
+  if (rows == R) return tile<A, R, W>(depth, r, l, sums);
+  if constexpr (R > 1) tile_of<A, W, R - 1>(rows, depth, r, l, sums);
 }
 
 // The first n lanes, finished.
@@ -240,7 +227,8 @@ template <class E, class A> INLINE void put(const Gemm& g, E* y, typename Vec<A>
 }
 
 // Columns [first, first + n) of one output; n is at most a vector.
-template <class E, class A> INLINE void put_columns(const Gemm& g, int64_t output, int64_t first, int64_t n, typename Vec<A>::V v) {
+template <class E, class A> INLINE void put_columns(const Gemm& g, int64_t output, int64_t first, int64_t n,
+                                                    typename Vec<A>::V v) {
   E* y = (E*)g.y;
   int64_t sample = first / g.steps, t = first % g.steps;
   E* to = y + (sample * g.outputs + output) * g.steps + t;
@@ -258,12 +246,14 @@ template <class E, class A> INLINE void put_columns(const Gemm& g, int64_t outpu
 
 // What the sums of a group's rows and a panel's lanes make of y: sums are `width` lanes a row.
 template <class E, class A>
-void finish(const Gemm& g, bool along_outputs, int64_t row, int64_t rows, int64_t lane, int64_t lanes, const A* sums, int64_t width) {
+void finish(const Gemm& g, bool along_outputs, int64_t row, int64_t rows, int64_t lane, int64_t lanes, const A* sums,
+            int64_t width) {
   typedef typename Vec<A>::V V;
   constexpr int64_t L = Vec<A>::lanes;
   if (!along_outputs) {
     for (int64_t r = 0; r < rows; ++r)
-      for (int64_t l = 0; l < lanes; l += L) put_columns<E, A>(g, row + r, lane + l, least(L, lanes - l), load(sums + r * width + l));
+      for (int64_t l = 0; l < lanes; l += L)
+        put_columns<E, A>(g, row + r, lane + l, least(L, lanes - l), load(sums + r * width + l));
     return;
   }
   if (g.steps == 1) {
@@ -295,10 +285,12 @@ template <class A> GemmPlan plan(const Gemm& g) {
   p.few = p.along_outputs && columns <= kFew && g.weight_channel_stride == 1;
   p.panel = least(2 * L, whole(p.lanes));
   p.panels = (p.lanes + p.panel - 1) / p.panel;
-  const int64_t fits = most(kGroup / (g.channels * int64_t(sizeof(A))) / kRows, 4) * kRows, groups = (p.rows + fits - 1) / fits;
+  const int64_t fits = most(kGroup / (g.channels * int64_t(sizeof(A))) / kRows, 4) * kRows,
+                groups = (p.rows + fits - 1) / fits;
   p.group = (p.rows + groups - 1) / groups;
   p.units = groups * p.panels;
-  p.scratch_bytes = size_t(p.group * g.channels + 2 * L + (p.few ? 0 : kDepth * p.panel) + L + p.group * p.panel) * sizeof(A);
+  p.scratch_bytes =
+      size_t(p.group * g.channels + 2 * L + (p.few ? 0 : kDepth * p.panel) + L + p.group * p.panel) * sizeof(A);
   return p;
 }
 
@@ -312,7 +304,8 @@ template <class E> void run(const Gemm& g, const GemmPlan& p, int64_t first, int
   Operand<E> operand;
   int64_t packed = -1;
   for (int64_t u = first; u < last; ++u) {
-    const int64_t row = u / p.panels * p.group, high = least(p.group, p.rows - row), lane = u % p.panels * p.panel, wide = least(p.panel, p.lanes - lane);
+    const int64_t row = u / p.panels * p.group, high = least(p.group, p.rows - row), lane = u % p.panels * p.panel,
+                  wide = least(p.panel, p.lanes - lane);
     const int64_t width = (wide + L - 1) / L * L, blocks = (high + kRows - 1) / kRows;
     // blocks as equal as can be
     const auto edge = [&](int64_t b) { return b * high / blocks; };
@@ -326,10 +319,10 @@ template <class E> void run(const Gemm& g, const GemmPlan& p, int64_t first, int
       packed = row;
     }
     if (p.along_outputs) {
-      A shift[2 * L] = {};
-      if (bias) __builtin_memcpy(shift, bias + lane, wide * sizeof(A));
+      A lane_bias[2 * L] = {};
+      if (bias) __builtin_memcpy(lane_bias, bias + lane, wide * sizeof(A));
       for (int64_t r = 0; r < high; ++r)
-        for (int64_t l = 0; l < width; l += L) store(sums + r * width + l, load(shift + l));
+        for (int64_t l = 0; l < width; l += L) store(sums + r * width + l, load(lane_bias + l));
       weights<E>(g, lane, wide, operand);
     } else {
       for (int64_t r = 0; r < high; ++r)

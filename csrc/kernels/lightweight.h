@@ -13,7 +13,7 @@
 #include <cstdint>
 
 #include "kernels/activation.h"
-#include "kernels/depthwise.h"
+#include "kernels/padding.h"
 
 namespace omniconv {
 

@@ -1,4 +1,5 @@
-// Weights (rows, columns) in the type that sums are kept in (float; double for double); `reversed`, the last column comes first.
+// Weights (rows, columns) in the type that sums are kept in (float; double for double); `reversed`, the last column
+// comes first.
 #pragma once
 #include <cstdint>
 

@@ -42,7 +42,10 @@ template <class E> void transposed(const void* from, void* to, int64_t rows, int
   const E* x = (const E*)from;
   A* y = (A*)to;
   for (int64_t r0 = 0; r0 < rows; r0 += L) {
-    const int64_t r = rows < L ? 0 : r0 + L > rows ? rows - L : r0, n = rows < L ? rows : L;  // the last square goes over some rows twice
+    const int64_t r = rows < L        ? 0
+                      : r0 + L > rows ? rows - L
+                                      : r0,
+                  n = rows < L ? rows : L;  // the last square goes over some rows twice
     for (int64_t c = 0; c < columns; c += L) {
       const int64_t m = columns - c < L ? columns - c : L;
       typename Vec<A>::V v[L];

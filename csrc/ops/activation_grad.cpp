@@ -1,6 +1,7 @@
-// The gradient through an activation: checks, threads and registration. The arithmetic is in kernels/activation_grad.kernel.cpp.
+// The gradient through an activation: checks, threads and registration.
 #include "kernels/activation_grad.h"
 
+#include "ops/checks.h"
 #include "ops/isa.h"
 #include "ops/library.h"
 #include "ops/operand.h"
@@ -8,49 +9,35 @@
 
 namespace omniconv {
 
-namespace isa_base { extern const ActivationGradTables activation_grad; }
-#if defined(__x86_64__)
-namespace isa_avx2 { extern const ActivationGradTables activation_grad; }
-namespace isa_avx512 { extern const ActivationGradTables activation_grad; }
-#endif
+KERNEL_TABLE(ActivationGradTables, activation_grad)
 
 namespace {
 
-const ActivationGradTables& tables() {
-#if defined(__x86_64__)
-  if (isa() == kAvx512) return isa_avx512::activation_grad;
-  if (isa() == kAvx2) return isa_avx2::activation_grad;
-#endif
-  return isa_base::activation_grad;
-}
-
-// grad_y · f'(x); `value` is x or f(x), as kernels/activation_grad.h says. Channels-last where both are, else contiguous.
+// Returns grad_y · f'(x); `value` is x or f(x), as the kernel's contract says. Channels-last where both are, else
+// contiguous.
 Tensor gradient(const Tensor& grad_y, const Tensor& value, int64_t activation, bool flush) {
   const char* op = "activation_grad";
-  const ActivationGradKernel kernel = of_dtype(op, tables(), value.dtype());
+  const ActivationGradKernel kernel = kernels_of(activation_grad_tables(), element_of(op, value.dtype()));
   if (grad_y.size() != value.size() || grad_y.dtype() != value.dtype())
     fail(op, "grad_y must have the shape and dtype of the value " + text(value.size()), text(grad_y.size()));
-  const bool curved = activation == kSilu || activation == kGelu || activation == kSigmoid;
-  if (activation < kNone || activation > kSigmoid || (curved && value.dtype() == aoti_torch_dtype_float64()))
-    fail(op, "the activation must be one that is fused", std::to_string(activation));
-  const bool last = !dense(value, false) && dense(value, true) && dense(grad_y, true);
-  const Contiguous gs(grad_y, last || dense(grad_y, false)), vs(value, last || dense(value, false));
-  Tensor grad_x = Tensor::empty(value.size(), strides(value.size(), last), value.dtype());
-  const int64_t n = value.numel(), bytes = element_size(value.dtype());
-  const char *g = static_cast<const char*>((*gs).data()), *v = static_cast<const char*>((*vs).data());
-  char* out = static_cast<char*>(grad_x.data());
-  constexpr int64_t kPiece = 4096;  // elements: a unit of work
-  parallel_for((n + kPiece - 1) / kPiece, grain(kPiece * 8), [&](int64_t first, int64_t end) {
-    Flush guard(flush);
-    const int64_t from = first * kPiece, count = std::min(end * kPiece, n) - from;
-    kernel(g + from * bytes, v + from * bytes, count, Activation(activation), out + from * bytes);
+  const Activation f = check_activation(op, activation, value.dtype());
+  const bool nhwc = !is_contiguous(value) && is_contiguous(value, MemoryFormat::channels_last) &&
+                    is_contiguous(grad_y, MemoryFormat::channels_last);
+  const MemoryFormat format = nhwc ? MemoryFormat::channels_last : MemoryFormat::contiguous;
+  const Contiguous grad_used(op, grad_y, format), value_used(op, value, format);
+  Tensor grad_x = new_tensor(op, value.size(), value.dtype(), format);
+  constexpr int64_t kElements = 4096;  // a unit of work
+  const int64_t n = value.numel();
+  const Work work{(n + kElements - 1) / kElements, grain_of(kElements * 8), 0, flush};
+  for_each_part(op, work, [&](int64_t first, int64_t last, void*) {
+    const int64_t begin = first * kElements, count = std::min(last * kElements, n) - begin;
+    kernel(address(*grad_used, begin), address(*value_used, begin), count, f, address(grad_x, begin));
   });
   return grad_x;
 }
 
-const Register registered[] = {
-    {"activation_grad(Tensor grad_y, Tensor value, int activation, bool flush) -> Tensor", "activation_grad", &Boxed<gradient>::call},
-};
+const Register<gradient> kGradient(
+    "activation_grad(Tensor grad_y, Tensor value, int activation, bool flush) -> Tensor");
 
 }  // namespace
 }  // namespace omniconv

@@ -1,10 +1,8 @@
-// Depthwise convolution: checks, layout, threads and registration. The arithmetic is in kernels/depthwise_*.kernel.cpp.
+// Depthwise convolution: checks, layout, threads and registration.
 #include "kernels/depthwise.h"
 
 #include "kernels/sum.h"
-
-#include <memory>
-
+#include "ops/checks.h"
 #include "ops/isa.h"
 #include "ops/library.h"
 #include "ops/operand.h"
@@ -12,65 +10,32 @@
 
 namespace omniconv {
 
-#define OMNICONV_DECLARE(level)                        \
-  namespace level {                                    \
-  extern const NchwTables depthwise_nchw;          \
-  extern const NchwGradTables depthwise_nchw_grad; \
-  extern const NhwcTables depthwise_nhwc;              \
-  extern const NaiveTables depthwise_naive;        \
-  extern const SumTables sum;                          \
-  }
-OMNICONV_DECLARE(isa_base)
-#if defined(__x86_64__)
-OMNICONV_DECLARE(isa_avx2)
-OMNICONV_DECLARE(isa_avx512)
-#endif
+KERNEL_TABLE(NchwTables, depthwise_nchw)
+KERNEL_TABLE(NchwGradTables, depthwise_nchw_grad)
+KERNEL_TABLE(NhwcTables, depthwise_nhwc)
+KERNEL_TABLE(NaiveTables, depthwise_naive)
+KERNEL_TABLE(SumTables, sum)
 
 namespace {
 
-struct Tables {
-  const NchwTables& planes;
-  const NchwGradTables& planes_grad;
-  const NhwcTables& last;
-  const NaiveTables& naive;
-  const SumTables& sum;
+// Returns which of the three axes of the kernels an axis is: (outer, row, column) is (1, 1, T), (H, 1, W) or (D, H, W).
+int kernel_axis(int64_t rank, int64_t axis) { return rank == 1 ? 2 : rank == 2 ? (axis == 0 ? 0 : 2) : int(axis); }
+
+// The windows of a call, axis by axis; pads are (before, after) pairs.
+struct Windows {
+  const Ints& kernel;
+  const Ints& stride;
+  const Ints& pads;
+  const Ints& dilation;
 };
 
-Tables tables() {
-#if defined(__x86_64__)
-  if (isa() == kAvx512) return {isa_avx512::depthwise_nchw, isa_avx512::depthwise_nchw_grad, isa_avx512::depthwise_nhwc, isa_avx512::depthwise_naive, isa_avx512::sum};
-  if (isa() == kAvx2) return {isa_avx2::depthwise_nchw, isa_avx2::depthwise_nchw_grad, isa_avx2::depthwise_nhwc, isa_avx2::depthwise_naive, isa_avx2::sum};
-#endif
-  return {isa_base::depthwise_nchw, isa_base::depthwise_nchw_grad, isa_base::depthwise_nhwc, isa_base::depthwise_naive, isa_base::sum};
-}
-
-struct Type {
-  const NchwKernels& planes;
-  const NchwGradKernels& planes_grad;
-  const NhwcKernels& last;
-  NaiveKernel naive;
-  SumKernel add_up;
-  size_t element, sum;  // bytes
-};
-
-Type type_of(const char* op, int32_t dtype) {
-  const Tables t = tables();
-  if (dtype == aoti_torch_dtype_float32()) return {t.planes.f32, t.planes_grad.f32, t.last.f32, t.naive.f32, t.sum.f32, 4, 4};
-  if (dtype == aoti_torch_dtype_float64()) return {t.planes.f64, t.planes_grad.f64, t.last.f64, t.naive.f64, t.sum.f64, 8, 8};
-  if (dtype == aoti_torch_dtype_bfloat16()) return {t.planes.bf16, t.planes_grad.bf16, t.last.bf16, t.naive.bf16, t.sum.bf16, 2, 4};
-  if (dtype == aoti_torch_dtype_float16()) return {t.planes.f16, t.planes_grad.f16, t.last.f16, t.naive.f16, t.sum.f16, 2, 4};
-  fail(op, "the dtype must be float32, float64, bfloat16 or float16", "code " + std::to_string(dtype));
-}
-
-// The three axes of the kernels: (outer, row, column) is (1, 1, T), (H, 1, W) or (D, H, W).
-int place(int64_t rank, int64_t axis) { return rank == 1 ? 2 : rank == 2 ? (axis == 0 ? 0 : 2) : int(axis); }
-
-// Windows of a call; pads are (before, after) pairs, axis by axis.
-DepthwiseGeometry geometry(const char* op, const Ints& in, const Ints& kernel, const Ints& stride, const Ints& pads, const Ints& dilation, int64_t mode) {
+DepthwiseGeometry check_windows(const char* op, const Ints& in, const Windows& w, Mode mode) {
   const int64_t rank = int64_t(in.size());
-  if (rank < 1 || rank > 3 || int64_t(kernel.size()) != rank || int64_t(stride.size()) != rank || int64_t(pads.size()) != 2 * rank || int64_t(dilation.size()) != rank)
-    fail(op, "sizes, stride, pads and dilation must be of one rank from 1 to 3", text(in) + " " + text(kernel) + " " + text(stride) + " " + text(pads) + " " + text(dilation));
-  if (mode < kZeros || mode > kCircular) fail(op, "the padding mode must be known", std::to_string(mode));
+  const auto has_rank = [&](const Ints& values, int64_t per_axis) { return int64_t(values.size()) == per_axis * rank; };
+  if (rank < 1 || rank > 3 || !has_rank(w.kernel, 1) || !has_rank(w.stride, 1) || !has_rank(w.pads, 2) ||
+      !has_rank(w.dilation, 1))
+    fail(op, "sizes, stride, pads and dilation must be of one rank from 1 to 3",
+         text(in) + " " + text(w.kernel) + " " + text(w.stride) + " " + text(w.pads) + " " + text(w.dilation));
   DepthwiseGeometry g;
   for (int i = 0; i < 3; ++i) {
     g.in[i] = g.out[i] = g.kernel[i] = g.stride[i] = g.dilation[i] = g.spread[i] = 1;
@@ -78,240 +43,283 @@ DepthwiseGeometry geometry(const char* op, const Ints& in, const Ints& kernel, c
   }
   g.multiplier = 1;
   g.ordered = false;
-  g.mode = Mode(mode);
+  g.mode = mode;
   g.activation = kNone;
-  constexpr int64_t kMost = int64_t(1) << 31;
   for (int64_t axis = 0; axis < rank; ++axis) {
-    const int i = place(rank, axis);
-    const int64_t before = pads[2 * axis], after = pads[2 * axis + 1];
-    const int64_t n = in[axis], k = kernel[axis], s = stride[axis], d = dilation[axis];
-    if (n < 1 || k < 1 || s < 1 || d < 1 || before < 0 || after < 0 || n > kMost || k > kMost || s > kMost || d > kMost || before > kMost || after > kMost)
-      fail(op, "sizes, kernel, stride and dilation must be at least 1 and pads at least 0", text({n, k, s, d, before, after}));
-    const int64_t room = n + before + after - d * (k - 1) - 1;
-    if (room < 0) fail(op, "the padded input must hold one window", text({n, before, after}) + " for kernel " + std::to_string(k) + " with dilation " + std::to_string(d));
-    if (mode == kReflect && (before >= n || after >= n)) fail(op, "reflected pads must be below the size", text({n, before, after}));
-    if (mode == kCircular && (before > n || after > n)) fail(op, "circular pads must be at most the size", text({n, before, after}));
+    const int i = kernel_axis(rank, axis);
+    const int64_t before = w.pads[2 * axis], after = w.pads[2 * axis + 1];
+    const int64_t n = in[axis], k = w.kernel[axis], s = w.stride[axis], d = w.dilation[axis];
+    if (std::min({n, k, s, d}) < 1 || std::min(before, after) < 0 || std::max({n, k, s, d, before, after}) > kMaxSize)
+      fail(op, "sizes, kernel, stride and dilation must be at least 1 and pads at least 0",
+           text({n, k, s, d, before, after}));
     g.in[i] = n;
     g.kernel[i] = k;
     g.stride[i] = s;
     g.dilation[i] = d;
     g.before[i] = before;
-    g.out[i] = room / s + 1;
+    g.out[i] = (check_window(op, {n, before, after, k, d}, mode) - 1) / s + 1;
   }
   return g;
 }
 
-Ints spatial(const Tensor& x) { return Ints(x.size().begin() + 2, x.size().end()); }
+Ints spatial_size(const Tensor& x) { return Ints(x.size().begin() + 2, x.size().end()); }
 
-Ints out_size(const DepthwiseGeometry& g, int64_t rank) {
+Ints output_size(const DepthwiseGeometry& g, int64_t rank) {
   Ints out;
-  for (int64_t axis = 0; axis < rank; ++axis) out.push_back(g.out[place(rank, axis)]);
+  for (int64_t axis = 0; axis < rank; ++axis) out.push_back(g.out[kernel_axis(rank, axis)]);
   return out;
 }
 
 int64_t volume(const int64_t* axes) { return axes[0] * axes[1] * axes[2]; }
 
+void check_grad_y(const char* op, const Tensor& grad_y, const DepthwiseGeometry& g) {
+  const Ints out = output_size(g, grad_y.dim() - 2);
+  if (spatial_size(grad_y) != out)
+    fail(op, "grad_y must have the size of the output " + text(out), text(grad_y.size()));
+}
+
 void check_shapes(const char* op, const Tensor& x, const Tensor& weight) {
   if (x.dim() < 3 || x.dim() > 5) fail(op, "the input must have 3 to 5 axes", text(x.size()));
   if (weight.dim() != x.dim() || weight.size(1) != 1) fail(op, "weight must be (C·M, 1, K…)", text(weight.size()));
-  if (x.size(1) < 1 || weight.size(0) < 1 || weight.size(0) % x.size(1)) fail(op, "weight must have a multiple of the input's channels", text(weight.size()));
-  if (weight.dtype() != x.dtype() && weight.dtype() != accumulator_dtype(x.dtype())) fail(op, "weight must have the input's dtype, or that of its sums", std::to_string(weight.dtype()));
+  if (x.size(1) < 1 || weight.size(0) < 1 || weight.size(0) % x.size(1))
+    fail(op, "weight must have a multiple of the input's channels", text(weight.size()));
+  if (!is_weight_dtype(weight.dtype(), x.dtype()))
+    fail(op, "weight must have the input's dtype, or that of its sums", std::to_string(weight.dtype()));
 }
 
-constexpr int64_t kSteepest = 64;  // stride whose input gradient is made: the time to set it up grows with its square
-constexpr int64_t kLanes = 16;  // of the widest level: fewer channels than a vector go the contiguous way
-
-// Whether a tensor takes the channels-last kernels; what is neither that nor contiguous is copied.
-bool runs_last(const Tensor& x, int64_t multiplier) { return !dense(x, false) && dense(x, true) && multiplier == 1 && x.size(1) >= kLanes; }
-
-// Whether all of n numbers of the type that sums are kept in are finite, by their exponents.
-bool finite(const char* p, int64_t n, size_t sum) {
-  if (sum == 8) {
-    const double* d = reinterpret_cast<const double*>(p);
-    double zero = 0;
-    for (int64_t i = 0; i < n; ++i) zero += d[i] * 0;
-    return zero == 0;
-  }
-  uint32_t most = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    uint32_t bits;
-    std::memcpy(&bits, p + 4 * i, 4);
-    most = std::max(most, bits & 0x7fffffffu);
-  }
-  return most < 0x7f800000u;
+// Returns whether a tensor takes the channels-last kernels, which need a vector of channels.
+bool takes_nhwc(const Tensor& x, int64_t multiplier) {
+  return multiplier == 1 && x.size(1) >= kMaxLanes && !is_contiguous(x) &&
+         is_contiguous(x, MemoryFormat::channels_last);
 }
 
-// y from x, geometry contiguous: weights as they are, or each channel's taps reversed (the adjoint).
-void convolve(const char* op, const DepthwiseGeometry& g, const Tensor& x, const Tensor& weight, const Tensor& bias, bool last, bool reversed, bool flush, Tensor& y) {
-  const Type type = type_of(op, x.dtype());
-  const int64_t samples = x.size(0), channels = x.size(1), outputs = weight.size(0), taps = volume(g.kernel);
-  const int64_t in = volume(g.in), out = volume(g.out), work = taps * out * g.multiplier;
-  const bool as_they_are = !last && !reversed && weight.dtype() == accumulator_dtype(x.dtype());
-  std::unique_ptr<char[]> packed(new char[size_t(outputs) * ((as_they_are ? 0 : taps) + 1) * type.sum]);
-  const char* w = as_they_are ? static_cast<const char*>(weight.data()) : packed.get();
-  char* b = packed.get() + (as_they_are ? 0 : size_t(outputs) * taps * type.sum);
-  if (!as_they_are) pack_weights(weight, packed.get(), outputs, taps, last, reversed);
-  if (bias) pack_weights(bias, b, outputs, 1, false, false);
-  else b = nullptr;
-  const char* xp = static_cast<const char*>(x.data());
-  char* yp = static_cast<char*>(y.data());
-  if (last) {
-    // a sequence is one long row: it is shared out in pieces
-    constexpr int64_t kPiece = 512;
-    const int64_t rows = g.out[0] * g.out[1], pieces = rows > 1 ? 1 : std::max<int64_t>(1, g.out[2] / kPiece), units = rows * pieces;
-    const size_t scratch = type.last.scratch_bytes(g);
-    parallel_for(samples * units, grain(work * channels / units), [&](int64_t first, int64_t end) {
-      Flush guard(flush);
-      Scratch space(scratch);
-      for (int64_t u = first; u < end;) {
-        const int64_t n = u / units, from = u - n * units, until = std::min(end - n * units, units);
-        const bool one = pieces > 1;  // then a unit is a piece of the one row
-        type.last.forward(g, channels, one ? 0 : from, one ? 1 : until, one ? from * g.out[2] / pieces : 0, one ? until * g.out[2] / pieces : g.out[2],
-                          xp + n * in * channels * type.element, w, b, yp + n * out * channels * type.element, space.data());
-        u = n * units + until;
-      }
-    });
-    return;
-  }
-  const size_t scratch = type.planes.scratch_bytes(g);
-  const int64_t filters = g.multiplier * taps;
-  const bool all_finite = finite(w, outputs * taps, type.sum);
-  parallel_for(samples * channels, grain(work), [&](int64_t first, int64_t end) {
-    Flush guard(flush);
-    Scratch space(scratch);
-    for (int64_t p = first; p < end;) {
-      const int64_t c = p % channels, count = all_finite ? std::min(end - p, channels - c) : 1;
-      const char *from = xp + p * in * type.element, *weights = w + c * filters * type.sum, *shift = b ? b + c * g.multiplier * type.sum : nullptr;
-      char* to = yp + p * g.multiplier * out * type.element;
-      if (all_finite || finite(weights, filters, type.sum)) type.planes.forward(g, count, from, weights, shift, to, space.data());
-      else type.naive(g, from, weights, shift, to);
-      p += count;
+MemoryFormat format_of(bool nhwc) { return nhwc ? MemoryFormat::channels_last : MemoryFormat::contiguous; }
+
+// What both forms of a convolution are given: samples of x (channels, in…), packed weights and biases (null without).
+struct DepthwiseOperands {
+  int64_t samples, channels;
+  Element element;
+  int64_t element_bytes, sum_bytes;
+  const char* x;
+  const char* weight;
+  const char* bias;
+  char* y;
+};
+
+void convolve_nhwc(const char* op, const DepthwiseGeometry& g, const DepthwiseOperands& o, bool flush) {
+  const NhwcKernels& k = kernels_of(depthwise_nhwc_tables(), o.element);
+  constexpr int64_t kColumns = 512;  // a sequence is one long row: it is shared out in chunks of columns
+  const int64_t rows = g.out[0] * g.out[1], chunks = rows > 1 ? 1 : std::max<int64_t>(1, g.out[2] / kColumns);
+  const int64_t units = rows * chunks, in = volume(g.in), out = volume(g.out);
+  const Work work{o.samples * units, grain_of(volume(g.kernel) * out * o.channels / units), k.scratch_bytes(g), flush};
+  for_each_part(op, work, [&](int64_t first, int64_t last, void* scratch) {
+    for (int64_t u = first; u < last;) {
+      const int64_t n = u / units, from = u - n * units, until = std::min(last - n * units, units);
+      const bool chunked = chunks > 1;  // then a unit is a chunk of the one row, else a row
+      k.forward(g, o.channels, chunked ? 0 : from, chunked ? 1 : until, chunked ? from * g.out[2] / chunks : 0,
+                chunked ? until * g.out[2] / chunks : g.out[2], o.x + n * in * o.channels * o.element_bytes, o.weight,
+                o.bias, o.y + n * out * o.channels * o.element_bytes, scratch);
+      u = n * units + until;
     }
   });
 }
 
-Tensor depthwise(const Tensor& given, const Tensor& weight, const OptionalTensor& bias, const Ints& stride, const Ints& pads, const Ints& dilation, int64_t mode, int64_t activation, bool ordered, bool flush) {
+void convolve_nchw(const char* op, const DepthwiseGeometry& g, const DepthwiseOperands& o, bool flush) {
+  const NchwKernels& k = kernels_of(depthwise_nchw_tables(), o.element);
+  const NaiveKernel naive = kernels_of(depthwise_naive_tables(), o.element);
+  const int64_t in = volume(g.in), out = volume(g.out) * g.multiplier,
+                weights = volume(g.kernel) * g.multiplier;  // of a channel
+  const bool finite = all_finite(o.weight, o.channels * weights, o.sum_bytes);
+  const Work work{o.samples * o.channels, grain_of(volume(g.kernel) * out), k.scratch_bytes(g), flush};
+  for_each_part(op, work, [&](int64_t first, int64_t last, void* scratch) {
+    for (int64_t plane = first; plane < last;) {
+      const int64_t c = plane % o.channels, count = finite ? std::min(last - plane, o.channels - c) : 1;
+      const char* x = o.x + plane * in * o.element_bytes;
+      const char* weight = o.weight + c * weights * o.sum_bytes;
+      const char* bias = o.bias ? o.bias + c * g.multiplier * o.sum_bytes : nullptr;
+      char* y = o.y + plane * out * o.element_bytes;
+      if (finite || all_finite(weight, weights, o.sum_bytes)) k.forward(g, count, x, weight, bias, y, scratch);
+      else naive(g, x, weight, bias, y);
+      plane += count;
+    }
+  });
+}
+
+// Computes y from x, both in the format that the kernels take; with each channel's taps reversed, the adjoint.
+void convolve(const char* op, const DepthwiseGeometry& g, const Tensor& x, const Tensor& weight, const Tensor& bias,
+              bool nhwc, bool reversed, bool flush, const Tensor& y) {
+  const int64_t outputs = weight.size(0), taps = volume(g.kernel),
+                sum_bytes = element_size(accumulator_dtype(x.dtype()));
+  const Contiguous weight_used(op, weight);
+  Buffer packed;
+  const bool needs_packing = nhwc || reversed || weight.dtype() != accumulator_dtype(x.dtype());
+  if (needs_packing) {
+    packed = Buffer(op, "the packed weight", outputs * taps, sum_bytes);
+    pack_weights({weight_used->data(), weight.dtype(), outputs, taps},
+                 nhwc ? Packing::column_major : Packing::row_major, reversed, packed.data());
+  }
+  const Buffer packed_bias = pack_bias(op, bias);
+  const DepthwiseOperands operands{x.size(0),
+                                   x.size(1),
+                                   element_of(op, x.dtype()),
+                                   element_size(x.dtype()),
+                                   sum_bytes,
+                                   address(x),
+                                   needs_packing ? packed.data() : address(*weight_used),
+                                   packed_bias.data(),
+                                   address(y)};
+  (nhwc ? convolve_nhwc : convolve_nchw)(op, g, operands, flush);
+}
+
+Tensor depthwise(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const Ints& stride,
+                 const Ints& pads, const Ints& dilation, int64_t mode, int64_t activation, bool ordered, bool flush) {
   const char* op = "depthwise";
-  check_shapes(op, given, weight);
-  type_of(op, given.dtype());
-  if (bias && (bias.dim() != 1 || bias.size(0) != weight.size(0) || (bias.dtype() != given.dtype() && bias.dtype() != accumulator_dtype(given.dtype()))))
+  check_shapes(op, x, weight);
+  element_of(op, x.dtype());
+  if (!is_bias(bias, weight.size(0), x.dtype()))
     fail(op, "bias must be (C·M,) of the input's dtype, or that of its sums", text(bias.size()));
-  const bool curved = activation == kSilu || activation == kGelu || activation == kSigmoid;
-  if (activation < kNone || activation > kSigmoid || (curved && given.dtype() == aoti_torch_dtype_float64()))
-    fail(op, "the activation must be one that is fused", std::to_string(activation));
-  DepthwiseGeometry g = geometry(op, spatial(given), spatial(weight), stride, pads, dilation, mode);
-  g.multiplier = weight.size(0) / given.size(1);
-  g.activation = Activation(activation);
+  const Activation last = check_activation(op, activation, x.dtype());
+  DepthwiseGeometry g =
+      check_windows(op, spatial_size(x), {spatial_size(weight), stride, pads, dilation}, check_mode(op, mode));
+  g.multiplier = weight.size(0) / x.size(1);
+  g.activation = last;
   g.ordered = ordered;
-  const bool last = runs_last(given, g.multiplier);
-  const Contiguous contiguous(given, last || dense(given, false));
-  const Tensor& x = *contiguous;
-  Ints size = out_size(g, x.dim() - 2);
+  const bool nhwc = takes_nhwc(x, g.multiplier);
+  const Contiguous x_used(op, x, format_of(nhwc));
+  Ints size = output_size(g, x.dim() - 2);
   size.insert(size.begin(), {x.size(0), weight.size(0)});
-  Tensor y = Tensor::empty(size, strides(size, last), x.dtype());
-  if (y.numel()) convolve(op, g, x, *Contiguous(weight, dense(weight, false)), *Contiguous(bias, !bias || dense(bias, false)), last, false, flush, y);
+  Tensor y = new_tensor(op, size, x.dtype(), format_of(nhwc));
+  if (y.numel()) convolve(op, g, *x_used, weight, bias, nhwc, false, flush, y);
   return y;
 }
 
-// The gradient of an input of `size`: the adjoint, a convolution with stride 1 of grad_y spread by the stride.
-Tensor depthwise_grad_input(const Tensor& given, const Tensor& weight, const Ints& size, const Ints& stride, const Ints& pads, const Ints& dilation, bool flush) {
+// Returns the gradient of an input of that size.
+Tensor depthwise_grad_input(const Tensor& grad_y, const Tensor& weight, const Ints& size, const Ints& stride,
+                            const Ints& pads, const Ints& dilation, bool flush) {
   const char* op = "depthwise_grad_input";
-  check_shapes(op, given, weight);
-  type_of(op, given.dtype());
-  if (weight.size(0) != given.size(1)) fail(op, "weight must have the channels of grad_y", text(weight.size()));
-  const int64_t rank = given.dim() - 2;
-  DepthwiseGeometry g = geometry(op, size, spatial(weight), stride, pads, dilation, kZeros);
-  if (out_size(g, rank) != spatial(given)) fail(op, "grad_y must have the size of the output " + text(out_size(g, rank)), text(given.size()));
+  constexpr int64_t kMaxStride = 64;  // the time to set a gradient up grows with the square of the stride
+  check_shapes(op, grad_y, weight);
+  element_of(op, grad_y.dtype());
+  if (weight.size(0) != grad_y.size(1)) fail(op, "weight must have the channels of grad_y", text(weight.size()));
+  DepthwiseGeometry g = check_windows(op, size, {spatial_size(weight), stride, pads, dilation}, kZeros);
+  check_grad_y(op, grad_y, g);
   for (int64_t s : stride)
-    if (s > kSteepest) fail(op, "strides must be at most " + std::to_string(kSteepest), text(stride));
+    if (s > kMaxStride) fail(op, "strides must be at most " + std::to_string(kMaxStride), text(stride));
   for (int i = 0; i < 3; ++i) {
     std::swap(g.in[i], g.out[i]);
     g.spread[i] = g.stride[i];
     g.stride[i] = 1;
     g.before[i] = g.dilation[i] * (g.kernel[i] - 1) - g.before[i];
   }
-  const bool last = runs_last(given, 1);
-  const Contiguous contiguous(given, last || dense(given, false));
-  const Tensor& grad_y = *contiguous;
-  Ints whole = size;
-  whole.insert(whole.begin(), {grad_y.size(0), grad_y.size(1)});
-  Tensor grad_x = Tensor::empty(whole, strides(whole, last), grad_y.dtype());
-  if (grad_x.numel()) convolve(op, g, grad_y, *Contiguous(weight, dense(weight, false)), Tensor(), last, true, flush, grad_x);
+  const bool nhwc = takes_nhwc(grad_y, 1);
+  const Contiguous grad_used(op, grad_y, format_of(nhwc));
+  Ints grad_x_size = size;
+  grad_x_size.insert(grad_x_size.begin(), {grad_y.size(0), grad_y.size(1)});
+  Tensor grad_x = new_tensor(op, grad_x_size, grad_y.dtype(), format_of(nhwc));
+  if (grad_x.numel()) convolve(op, g, *grad_used, weight, Tensor(), nhwc, true, flush, grad_x);
   return grad_x;
 }
 
-const char* at(const Tensor& t, const Type& type, int64_t elements) { return static_cast<const char*>(t.data()) + elements * int64_t(type.element); }
+// Gradients that are added to, in the dtype of the sums.
+struct WeightGrads {
+  char* weight;  // (C·M, taps)
+  char* bias;    // (C·M), or null
+};
 
-void gather_planes(const Type& type, const DepthwiseGeometry& g, const Tensor& x, const Tensor& grad_y, bool flush, char* wp, char* bp) {
-  const int64_t samples = x.size(0), channels = x.size(1), in = volume(g.in), out = volume(g.out), taps = volume(g.kernel), M = g.multiplier;
-  const size_t scratch = type.planes_grad.scratch_bytes(g);
-  parallel_for(channels, grain(samples * out * taps * M), [&](int64_t from, int64_t to) {
-    Flush guard(flush);
-    Scratch space(scratch);
-    for (int64_t c = from; c < to; ++c)
+void grad_weight_nchw(const char* op, const DepthwiseGeometry& g, const Tensor& x, const Tensor& grad_y, bool flush,
+                      const WeightGrads& grads) {
+  const Element element = element_of(op, x.dtype());
+  const NchwGradKernels& k = kernels_of(depthwise_nchw_grad_tables(), element);
+  const SumKernel add_sum = kernels_of(sum_tables(), element);
+  const int64_t samples = x.size(0), channels = x.size(1), M = g.multiplier,
+                sum_bytes = element_size(accumulator_dtype(x.dtype()));
+  const int64_t in = volume(g.in), out = volume(g.out), taps = volume(g.kernel);
+  const Work work{channels, grain_of(samples * out * taps * M), k.scratch_bytes(g), flush};
+  for_each_part(op, work, [&](int64_t first, int64_t last, void* scratch) {
+    for (int64_t c = first; c < last; ++c)
       for (int64_t n = 0; n < samples; ++n) {
-        const char* grads = at(grad_y, type, (n * channels + c) * M * out);
-        type.planes_grad.grad_weight(g, at(x, type, (n * channels + c) * in), grads, wp + c * M * taps * type.sum, space.data());
-        for (int64_t m = 0; bp && m < M; ++m) type.add_up(grads + m * out * type.element, out, bp + (c * M + m) * type.sum);
+        const int64_t plane = n * channels + c;
+        k.grad_weight(g, address(x, plane * in), address(grad_y, plane * M * out),
+                      grads.weight + c * M * taps * sum_bytes, scratch);
+        for (int64_t m = 0; grads.bias && m < M; ++m)
+          add_sum(address(grad_y, (plane * M + m) * out), out, grads.bias + (c * M + m) * sum_bytes);
       }
   });
 }
 
-void gather_last(const Type& type, const DepthwiseGeometry& g, const Tensor& x, const Tensor& grad_y, bool flush, char* wp, char* bp) {
-  const int64_t samples = x.size(0), channels = x.size(1), in = volume(g.in), out = volume(g.out), taps = volume(g.kernel);
-  // whole cache lines of channels a thread; the last vector goes over some channels twice, so it is made apart
-  const int64_t line = int64_t(64 / type.element), whole = channels / kLanes * kLanes, rest = channels - whole;
-  const size_t scratch = type.last.scratch_bytes(g), row = size_t(channels) * type.sum;
-  std::vector<char> sums((taps + 1) * row), apart(rest ? sums.size() : 0);  // (taps, C), then the bias
-  auto over = [&](int64_t c0, int64_t c1, std::vector<char>& to) {
-    Flush guard(flush);
-    Scratch space(scratch);
+void grad_weight_nhwc(const char* op, const DepthwiseGeometry& g, const Tensor& x, const Tensor& grad_y, bool flush,
+                      const WeightGrads& grads) {
+  const NhwcKernels& k = kernels_of(depthwise_nhwc_tables(), element_of(op, x.dtype()));
+  const int32_t dtype = accumulator_dtype(x.dtype());
+  const int64_t samples = x.size(0), channels = x.size(1), sum_bytes = element_size(dtype);
+  const int64_t in = volume(g.in), out = volume(g.out), taps = volume(g.kernel);
+  // Whole cache lines of channels a thread. The last vector, if it is not a whole one, begins earlier: it sums some
+  // channels a second time, so it has sums of its own.
+  const int64_t line = 64 / element_size(x.dtype()), whole = channels / kMaxLanes * kMaxLanes, rest = channels - whole;
+  const int64_t row = channels * sum_bytes, sums_bytes = (taps + 1) * row;  // (taps, C), then the bias
+  const Buffer sums(op, "the sums", (taps + 1) * channels, sum_bytes);
+  std::memset(sums.data(), 0, size_t(sums_bytes));
+  const size_t scratch_bytes = k.scratch_bytes(g);
+  const auto add = [&](int64_t c0, int64_t c1, char* to, void* scratch) {
     for (int64_t n = 0; n < samples; ++n)
-      type.last.grad_weight(g, channels, c0, c1, at(x, type, n * in * channels), at(grad_y, type, n * out * channels), to.data(),
-                            bp ? to.data() + taps * row : nullptr, space.data());
+      k.grad_weight(g, channels, c0, c1, address(x, n * in * channels), address(grad_y, n * out * channels), to,
+                    grads.bias ? to + taps * row : nullptr, scratch);
   };
-  parallel_for((whole + line - 1) / line, grain(samples * out * taps * line),
-               [&](int64_t from, int64_t to) { over(from * line, std::min(to * line, whole), sums); });
+  const Work work{(whole + line - 1) / line, grain_of(samples * out * taps * line), scratch_bytes, flush};
+  for_each_part(op, work, [&](int64_t first, int64_t last, void* scratch) {
+    add(first * line, std::min(last * line, whole), sums.data(), scratch);
+  });
   if (rest) {
-    over(channels - kLanes, channels, apart);
-    for (int64_t t = 0; t <= taps; ++t) std::memcpy(sums.data() + t * row + whole * type.sum, apart.data() + t * row + whole * type.sum, rest * type.sum);
+    const Buffer last_sums(op, "the last sums", (taps + 1) * channels, sum_bytes);
+    std::memset(last_sums.data(), 0, size_t(sums_bytes));
+    for_each_part(op, {1, 1, scratch_bytes, flush}, [&](int64_t, int64_t, void* scratch) {
+      add(channels - kMaxLanes, channels, last_sums.data(), scratch);
+    });
+    for (int64_t t = 0; t <= taps; ++t) {
+      const int64_t offset = t * row + whole * sum_bytes;
+      std::memcpy(sums.data() + offset, last_sums.data() + offset, size_t(rest * sum_bytes));
+    }
   }
-  pack_weights(sums.data(), accumulator_dtype(x.dtype()), wp, taps, channels, true, false);
-  if (bp) std::memcpy(bp, sums.data() + taps * row, row);
+  pack_weights({sums.data(), dtype, taps, channels}, Packing::column_major, false, grads.weight);
+  if (grads.bias) std::memcpy(grads.bias, sums.data() + taps * row, size_t(row));
 }
 
-// The gradients of a weight (C·M, 1, K…) and of a bias (C·M; none wanted: of size 0), in the type that sums are kept in.
-std::pair<Tensor, Tensor> depthwise_grad_weight(const Tensor& grad_y, const Tensor& x, const Ints& kernel, const Ints& stride, const Ints& pads, const Ints& dilation,
-                                                bool bias, bool flush) {
+// Returns the gradients of a weight (C·M, 1, K…) and of a bias (C·M; of size 0 if not wanted), in the dtype of the
+// sums.
+std::pair<Tensor, Tensor> depthwise_grad_weight(const Tensor& grad_y, const Tensor& x, const Ints& kernel,
+                                                const Ints& stride, const Ints& pads, const Ints& dilation, bool bias,
+                                                bool flush) {
   const char* op = "depthwise_grad_weight";
-  if (x.dim() < 3 || x.dim() > 5 || grad_y.dim() != x.dim() || x.size(1) < 1 || grad_y.size(1) % x.size(1) || grad_y.size(0) != x.size(0) || grad_y.dtype() != x.dtype())
+  if (x.dim() < 3 || x.dim() > 5 || grad_y.dim() != x.dim() || x.size(1) < 1 || grad_y.size(1) % x.size(1) ||
+      grad_y.size(0) != x.size(0) || grad_y.dtype() != x.dtype())
     fail(op, "grad_y must be (N, C·M, Out…) for an input (N, C, In…)", text(grad_y.size()) + " and " + text(x.size()));
-  DepthwiseGeometry g = geometry(op, spatial(x), kernel, stride, pads, dilation, kZeros);
+  DepthwiseGeometry g = check_windows(op, spatial_size(x), {kernel, stride, pads, dilation}, kZeros);
   g.multiplier = grad_y.size(1) / x.size(1);
-  if (out_size(g, x.dim() - 2) != spatial(grad_y)) fail(op, "grad_y must have the size of the output " + text(out_size(g, x.dim() - 2)), text(grad_y.size()));
-  const bool last = runs_last(x, g.multiplier) && runs_last(grad_y, g.multiplier);
-  const Contiguous xs(x, last || dense(x, false)), gs(grad_y, last || dense(grad_y, false));
-  const Type type = type_of(op, x.dtype());
-  const int64_t outputs = grad_y.size(1), taps = volume(g.kernel);
-  const int32_t kept = accumulator_dtype(x.dtype());
+  check_grad_y(op, grad_y, g);
+  element_of(op, x.dtype());
+  const bool nhwc = takes_nhwc(x, g.multiplier) && takes_nhwc(grad_y, g.multiplier);
+  const Contiguous x_used(op, x, format_of(nhwc)), grad_used(op, grad_y, format_of(nhwc));
+  const int64_t outputs = grad_y.size(1);
+  const int32_t dtype = accumulator_dtype(x.dtype());
   Ints size = kernel;
   size.insert(size.begin(), {outputs, 1});
-  std::pair<Tensor, Tensor> grads{Tensor::empty(size, strides(size, false), kept), Tensor::empty({bias ? outputs : 0}, {1}, kept)};
-  char *wp = static_cast<char*>(grads.first.data()), *bp = bias ? static_cast<char*>(grads.second.data()) : nullptr;
-  std::memset(wp, 0, size_t(outputs) * taps * type.sum);
-  if (bias) std::memset(bp, 0, size_t(outputs) * type.sum);
-  if (x.numel()) (last ? gather_last : gather_planes)(type, g, *xs, *gs, flush, wp, bp);
-  return grads;
+  std::pair<Tensor, Tensor> results{new_tensor(op, size, dtype), new_tensor(op, {bias ? outputs : 0}, dtype)};
+  const WeightGrads grads{address(results.first), bias ? address(results.second) : nullptr};
+  std::memset(grads.weight, 0, size_t(outputs * volume(g.kernel) * element_size(dtype)));
+  if (bias) std::memset(grads.bias, 0, size_t(outputs * element_size(dtype)));
+  if (x.numel()) (nhwc ? grad_weight_nhwc : grad_weight_nchw)(op, g, *x_used, *grad_used, flush, grads);
+  return results;
 }
 
-const Register registered[] = {
-    {"depthwise(Tensor x, Tensor weight, Tensor? bias, int[] stride, SymInt[] pads, int[] dilation, int mode, int activation, bool ordered, bool flush) -> Tensor",
-     "depthwise", &Boxed<depthwise>::call},
-    {"depthwise_grad_input(Tensor grad_y, Tensor weight, SymInt[] size, int[] stride, SymInt[] pads, int[] dilation, bool flush) -> Tensor",
-     "depthwise_grad_input", &Boxed<depthwise_grad_input>::call},
-    {"depthwise_grad_weight(Tensor grad_y, Tensor x, SymInt[] kernel, int[] stride, SymInt[] pads, int[] dilation, bool bias, bool flush) -> (Tensor, Tensor)",
-     "depthwise_grad_weight", &Boxed<depthwise_grad_weight>::call},
-};
+const Register<depthwise> kDepthwise(
+    "depthwise(Tensor x, Tensor weight, Tensor? bias, int[] stride, SymInt[] pads, int[] dilation, int mode, int "
+    "activation, bool ordered, bool flush) -> Tensor");
+const Register<depthwise_grad_input> kGradInput(
+    "depthwise_grad_input(Tensor grad_y, Tensor weight, SymInt[] size, int[] stride, SymInt[] pads, int[] dilation, "
+    "bool flush) -> Tensor");
+const Register<depthwise_grad_weight> kGradWeight(
+    "depthwise_grad_weight(Tensor grad_y, Tensor x, SymInt[] kernel, int[] stride, SymInt[] pads, int[] dilation, "
+    "bool bias, bool flush) -> (Tensor, Tensor)");
 
 }  // namespace
 }  // namespace omniconv

@@ -4,22 +4,33 @@
 
 namespace omniconv {
 
-struct Register {
-  Register(const char* schema, const char* name, void (*kernel)(StableIValue*, uint64_t, uint64_t)) {
+// Returns the library handle that schemas are defined through: one in a process, whatever file registers first.
+inline TorchLibraryHandle schema_library() {
+  static TorchLibraryHandle library = [] {
+    TorchLibraryHandle handle;
+    TORCH_OK(aoti_torch_library_init_def("omniconv", __FILE__, __LINE__, &handle));
+    return handle;
+  }();
+  return library;
+}
+
+// Returns the library handle that CPU kernels are registered through.
+inline TorchLibraryHandle kernel_library() {
+  static TorchLibraryHandle library = [] {
+    TorchLibraryHandle handle;
+    TORCH_OK(aoti_torch_library_init_impl("omniconv", "CPU", __FILE__, __LINE__, &handle));
+    return handle;
+  }();
+  return library;
+}
+
+// Registers the function F as the op of a schema.
+template <auto F> struct Register {
+  explicit Register(const char* schema) {
     constexpr uint64_t kBuiltFor = (2ULL << 56) | (10ULL << 48);  // the calling conventions of torch 2.10
-    // one library handle of each kind for the life of the process; the order in which files register does not matter
-    static TorchLibraryHandle definitions = [] {
-      TorchLibraryHandle h;
-      TORCH_OK(aoti_torch_library_init_def("omniconv", __FILE__, __LINE__, &h));
-      return h;
-    }();
-    static TorchLibraryHandle kernels = [] {
-      TorchLibraryHandle h;
-      TORCH_OK(aoti_torch_library_init_impl("omniconv", "CPU", __FILE__, __LINE__, &h));
-      return h;
-    }();
-    TORCH_OK(aoti_torch_library_def(definitions, schema));
-    TORCH_OK(torch_library_impl(kernels, name, kernel, kBuiltFor));
+    Boxed<F>::schema = schema;
+    TORCH_OK(aoti_torch_library_def(schema_library(), schema));
+    TORCH_OK(torch_library_impl(kernel_library(), schema_name(schema).c_str(), &Boxed<F>::call, kBuiltFor));
   }
 };
 

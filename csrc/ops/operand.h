@@ -1,39 +1,27 @@
-// What every op does with its operands: refuses them by name, looks at how they lie in memory, and packs its weights for the kernels.
+// What every op does with its operands: looks at how they lie in memory, makes new ones, and packs its weights for the
+// kernels.
 #pragma once
 #include <algorithm>
-#include <cstring>
-#include <string>
+#include <cstdlib>
+#include <memory>
 
-#include "box.h"
+#include "ops/dtype.h"
 
 namespace omniconv {
 
-[[noreturn]] inline void fail(const char* op, const std::string& must, const std::string& got) {
-  throw std::runtime_error(std::string(op) + ": " + must + ", got " + got);
+enum class MemoryFormat { contiguous, channels_last };
+
+// Returns the axis that is the i-th fastest of a format: W H D C N, or C W H D N.
+inline int64_t axis_by_speed(int64_t i, int64_t dim, MemoryFormat format) {
+  if (format == MemoryFormat::contiguous) return dim - 1 - i;
+  return i == 0 ? 1 : i == dim - 1 ? 0 : dim - i;
 }
 
-inline std::string text(const Ints& values) {
-  std::string s = "(";
-  for (size_t i = 0; i < values.size(); ++i) s += (i ? ", " : "") + std::to_string(values[i]);
-  return s + ")";
-}
-
-// Of tables by element type, the one of a dtype.
-template <class Tables> const auto& of_dtype(const char* op, const Tables& tables, int32_t dtype) {
-  if (dtype == aoti_torch_dtype_float32()) return tables.f32;
-  if (dtype == aoti_torch_dtype_float64()) return tables.f64;
-  if (dtype == aoti_torch_dtype_bfloat16()) return tables.bf16;
-  if (dtype == aoti_torch_dtype_float16()) return tables.f16;
-  fail(op, "the dtype must be float32, float64, bfloat16 or float16", "code " + std::to_string(dtype));
-}
-
-// How a tensor lies in memory: axes of size 1 do not count.
-inline bool dense(const Tensor& x, bool last) {
+// Returns whether a tensor's elements follow each other without gaps in a format; axes of size 1 do not count.
+inline bool is_contiguous(const Tensor& x, MemoryFormat format = MemoryFormat::contiguous) {
   int64_t expected = 1;
-  const int64_t dim = x.dim();
-  for (int64_t i = 0; i < dim; ++i) {
-    // fastest axis first: W H D C N, or C W H D N
-    const int64_t axis = !last ? dim - 1 - i : i == 0 ? 1 : i == dim - 1 ? 0 : dim - i;
+  for (int64_t i = 0; i < x.dim(); ++i) {
+    const int64_t axis = axis_by_speed(i, x.dim(), format);
     if (x.size(axis) == 1) continue;
     if (x.stride()[axis] != expected) return false;
     expected *= x.size(axis);
@@ -41,63 +29,124 @@ inline bool dense(const Tensor& x, bool last) {
   return true;
 }
 
-inline Ints strides(const Ints& size, bool last) {
+inline Ints contiguous_strides(const Ints& size, MemoryFormat format = MemoryFormat::contiguous) {
   const int64_t dim = int64_t(size.size());
   Ints stride(dim);
   int64_t step = 1;
   for (int64_t i = 0; i < dim; ++i) {
-    const int64_t axis = !last ? dim - 1 - i : i == 0 ? 1 : i == dim - 1 ? 0 : dim - i;
+    const int64_t axis = axis_by_speed(i, dim, format);
     stride[axis] = step;
-    step *= std::max<int64_t>(size[axis], 1);
+    if (__builtin_mul_overflow(step, std::max<int64_t>(size[axis], 1), &step)) step = INT64_MAX;  // no memory holds it
   }
   return stride;
 }
 
-inline int64_t element_size(int32_t dtype) {
-  return dtype == aoti_torch_dtype_float64() ? 8 : dtype == aoti_torch_dtype_float32() ? 4 : dtype == aoti_torch_dtype_bool() ? 1 : 2;
+// Returns how many bytes an array takes, or -1 for more than 2^63.
+inline int64_t bytes_of(const Ints& size, int64_t element_bytes) {
+  int64_t bytes = element_bytes;
+  bool overflow = false, empty = false;
+  for (int64_t s : size) {
+    empty |= s == 0;
+    overflow |= __builtin_mul_overflow(bytes, s, &bytes);
+  }
+  return empty ? 0 : overflow ? -1 : bytes;
 }
 
-// The same numbers, contiguous. What calls an op sees to this itself, but an exported program has forgotten to where nothing was to do.
-inline Tensor copied(const Tensor& t) {
-  Tensor to = Tensor::empty(t.size(), strides(t.size(), false), t.dtype());
-  const int64_t n = t.numel(), e = element_size(t.dtype());
-  const char* from = static_cast<const char*>(t.data());
-  char* out = static_cast<char*>(to.data());
-  Ints at(t.dim());
+// Refuses a call that there is no memory for; `what` is too large.
+[[noreturn]] inline void fail_to_allocate(const char* op, const std::string& what, const Ints& size,
+                                          int64_t element_bytes) {
+  const int64_t bytes = bytes_of(size, element_bytes);
+  fail(op,
+       what + " of " + (bytes < 0 ? "more than 2^63" : std::to_string(bytes)) + " bytes (sizes " + joined(size) +
+           ") must fit into memory",
+       "an allocation failure");
+}
+
+// Returns a new tensor, not initialised; `what` it is, for the error of one that does not fit into memory.
+inline Tensor new_tensor(const char* op, const Ints& size, int32_t dtype,
+                         MemoryFormat format = MemoryFormat::contiguous, const char* what = "the result") {
+  const int64_t bytes = element_size(dtype);
+  Tensor t = bytes_of(size, bytes) < 0 ? Tensor() : Tensor::try_empty(size, contiguous_strides(size, format), dtype);
+  if (!t) fail_to_allocate(op, what, size, bytes);
+  return t;
+}
+
+// Returns a tensor's address `elements` from its first element, strides aside.
+inline char* address(const Tensor& t, int64_t elements = 0) {
+  return static_cast<char*>(t.data()) + elements * element_size(t.dtype());
+}
+
+// Returns the same numbers in a contiguous tensor.
+inline Tensor copied(const char* op, const Tensor& t) {
+  Tensor copy = new_tensor(op, t.size(), t.dtype(), MemoryFormat::contiguous, "a contiguous copy");
+  const int64_t n = t.numel(), bytes = element_size(t.dtype());
+  const char* from = address(t);
+  char* to = address(copy);
+  Ints index(t.dim());
   for (int64_t i = 0, offset = 0; i < n; ++i) {
-    std::memcpy(out + i * e, from + offset * e, e);
+    std::memcpy(to + i * bytes, from + offset * bytes, bytes);
     for (int64_t axis = t.dim() - 1; axis >= 0; --axis) {
       offset += t.stride()[axis];
-      if (++at[axis] < t.size(axis)) break;
-      offset -= t.stride()[axis] * at[axis];
-      at[axis] = 0;
+      if (++index[axis] < t.size(axis)) break;
+      offset -= t.stride()[axis] * index[axis];
+      index[axis] = 0;
     }
   }
-  return to;
+  return copy;
 }
 
-// A tensor, or a contiguous copy of it.
+// A tensor, or a contiguous copy of one that is neither contiguous nor in the format that its op accepts. Callers see
+// to this themselves, but an exported program has forgotten to where nothing was to do.
 class Contiguous {
  public:
-  Contiguous(const Tensor& t, bool as_it_is) : copy_(t && !as_it_is ? copied(t) : Tensor()), used_(copy_ ? copy_ : t) {}
+  Contiguous(const char* op, const Tensor& t, MemoryFormat accepted = MemoryFormat::contiguous)
+      : copy_(!t || is_contiguous(t, accepted) ? Tensor() : copied(op, t)), used_(copy_ ? copy_ : t) {}
+  Contiguous(const Contiguous&) = delete;
+  Contiguous& operator=(const Contiguous&) = delete;
   const Tensor& operator*() const { return used_; }
+  const Tensor* operator->() const { return &used_; }
 
  private:
   Tensor copy_;
   const Tensor& used_;
 };
 
-// The type that sums of elements are kept in.
-inline int32_t accumulator_dtype(int32_t dtype) { return dtype == aoti_torch_dtype_float64() ? dtype : aoti_torch_dtype_float32(); }
+// Memory of one call, not initialised; `what` it is, for the error of one that does not fit into memory.
+class Buffer {
+ public:
+  Buffer() = default;
+  Buffer(const char* op, const char* what, int64_t count, int64_t bytes)
+      : data_(static_cast<char*>(std::malloc(size_t(std::max<int64_t>(count * bytes, 1))))) {
+    if (!data_) fail_to_allocate(op, what, {count}, bytes);
+  }
+  char* data() const { return data_.get(); }
 
-// Weights (outputs, taps), which have the type of the elements or of the sums, in the latter, their taps reversed where asked; (taps, outputs)
-// where `last`.
-void pack_weights(const void* weights, int32_t dtype, void* out, int64_t outputs, int64_t taps, bool last, bool reversed);
-inline void pack_weights(const Tensor& t, void* out, int64_t outputs, int64_t taps, bool last, bool reversed) {
-  pack_weights(t.data(), t.dtype(), out, outputs, taps, last, reversed);
+ private:
+  struct Free {
+    void operator()(char* p) const { std::free(p); }
+  };
+  std::unique_ptr<char, Free> data_;
+};
+
+// A contiguous matrix of weights, a row for each output, of one of the four dtypes.
+struct WeightMatrix {
+  const void* data;
+  int32_t dtype;
+  int64_t rows, columns;
+};
+
+enum class Packing { row_major, column_major };
+
+// Writes weights in the dtype of their sums, in either order, each row reversed if asked.
+void pack_weights(const WeightMatrix& weights, Packing packing, bool reversed, void* packed);
+
+// Returns a bias in the dtype of its sums; empty for none.
+inline Buffer pack_bias(const char* op, const Tensor& bias) {
+  if (!bias) return {};
+  const Contiguous values(op, bias);
+  Buffer packed(op, "the packed bias", bias.size(0), element_size(accumulator_dtype(bias.dtype())));
+  pack_weights({values->data(), bias.dtype(), 1, bias.size(0)}, Packing::row_major, false, packed.data());
+  return packed;
 }
-
-// How many units of `work` multiply-adds make a chunk worth a thread: about ten microseconds.
-inline int64_t grain(int64_t work) { return std::max<int64_t>(1, 200000 / std::max<int64_t>(work, 1)); }
 
 }  // namespace omniconv

@@ -1,7 +1,6 @@
-// Pointwise convolution along one axis: checks, threads and registration. The arithmetic is in kernels/gemm.kernel.cpp.
-#include <memory>
-
+// Pointwise convolution along one axis: checks, threads and registration; it is a matrix product over channels.
 #include "kernels/gemm.h"
+#include "ops/checks.h"
 #include "ops/isa.h"
 #include "ops/library.h"
 #include "ops/operand.h"
@@ -9,61 +8,51 @@
 
 namespace omniconv {
 
-namespace isa_base { extern const GemmTables gemm; }
-#if defined(__x86_64__)
-namespace isa_avx2 { extern const GemmTables gemm; }
-namespace isa_avx512 { extern const GemmTables gemm; }
-#endif
+KERNEL_TABLE(GemmTables, gemm)
 
 namespace {
 
-const GemmTables& tables() {
-#if defined(__x86_64__)
-  if (isa() == kAvx512) return isa_avx512::gemm;
-  if (isa() == kAvx2) return isa_avx2::gemm;
-#endif
-  return isa_base::gemm;
-}
+// Returns a stride in elements; that of an axis of one element, which may be anything, counts as 1.
+int64_t stride_of(const Tensor& t, int64_t axis) { return t.size(axis) == 1 ? 1 : t.stride()[axis]; }
 
-const GemmKernels& kernels_of(const char* op, int32_t dtype) { return of_dtype(op, tables(), dtype); }
-
-// y (N, O, T), contiguous, of x (N, C, T) and weight (O, C, 1), both in any strides.
+// Returns y (N, O, T), contiguous, of x (N, C, T) and weight (O, C, 1), both in any strides.
 Tensor pointwise(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, int64_t activation, bool flush) {
   const char* op = "pointwise";
-  constexpr int64_t kMost = int64_t(1) << 31;
-  const GemmKernels& k = kernels_of(op, x.dtype());
-  if (x.dim() != 3 || x.size(1) < 1 || x.size(1) > kMost) fail(op, "x must be (N, C, T) with at least one channel and at most 2^31", text(x.size()));
-  if (weight.dim() != 3 || weight.size(0) < 1 || weight.size(1) != x.size(1) || weight.size(2) != 1 || weight.dtype() != x.dtype())
+  const GemmKernels& k = kernels_of(gemm_tables(), element_of(op, x.dtype()));
+  if (x.dim() != 3 || x.size(1) < 1 || x.size(1) > kMaxSize)
+    fail(op, "x must be (N, C, T) with at least one channel and at most 2^31", text(x.size()));
+  if (weight.dim() != 3 || weight.size(0) < 1 || weight.size(1) != x.size(1) || weight.size(2) != 1 ||
+      weight.dtype() != x.dtype())
     fail(op, "weight must be (O, " + std::to_string(x.size(1)) + ", 1) of the dtype of x", text(weight.size()));
-  if (bias && (bias.dim() != 1 || bias.size(0) != weight.size(0) || (bias.dtype() != x.dtype() && bias.dtype() != accumulator_dtype(x.dtype()))))
-    fail(op, "bias must be (" + std::to_string(weight.size(0)) + ",) of the dtype of x or of its sums", text(bias.size()));
-  const bool curved = activation == kSilu || activation == kGelu || activation == kSigmoid;
-  if (activation < kNone || activation > kSigmoid || (curved && x.dtype() == aoti_torch_dtype_float64()))
-    fail(op, "the activation must be one that is fused", std::to_string(activation));
-  const Ints size{x.size(0), weight.size(0), x.size(2)};
-  Tensor y = Tensor::empty(size, strides(size, false), x.dtype());
-  if (!x.size(0) || !x.size(2)) return y;
-  const Contiguous b(bias, !bias || dense(bias, false));
-  std::unique_ptr<char[]> shift;
-  if (bias) {
-    shift.reset(new char[size_t(size[1]) * element_size(accumulator_dtype(x.dtype()))]);
-    pack_weights(*b, shift.get(), size[1], 1, false, false);
-  }
-  const auto stride = [](const Tensor& t, int64_t axis) { return t.size(axis) == 1 ? 1 : t.stride()[axis]; };
-  const Gemm g{size[0], x.size(1), size[1], size[2], x.data(), stride(x, 0), stride(x, 1), stride(x, 2),
-               weight.data(), stride(weight, 0), stride(weight, 1), shift.get(), y.data(), Activation(activation)};
-  const GemmPlan p = k.plan(g);
-  parallel_for(p.units, grain(p.group * p.panel * g.channels / 8), [&](int64_t first, int64_t last) {
-    Flush guard(flush);
-    Scratch space(p.scratch_bytes);
-    k.run(g, p, first, last, space.data());
-  });
+  const int64_t samples = x.size(0), channels = x.size(1), outputs = weight.size(0), steps = x.size(2);
+  if (!is_bias(bias, outputs, x.dtype()))
+    fail(op, "bias must be (" + std::to_string(outputs) + ",) of the dtype of x or of its sums", text(bias.size()));
+  Gemm g{};
+  g.activation = check_activation(op, activation, x.dtype());
+  Tensor y = new_tensor(op, {samples, outputs, steps}, x.dtype());
+  if (!samples || !steps) return y;
+  const Buffer packed = pack_bias(op, bias);
+  g.samples = samples;
+  g.channels = channels;
+  g.outputs = outputs;
+  g.steps = steps;
+  g.x = x.data();
+  g.sample_stride = stride_of(x, 0);
+  g.channel_stride = stride_of(x, 1);
+  g.step_stride = stride_of(x, 2);
+  g.weight = weight.data();
+  g.weight_output_stride = stride_of(weight, 0);
+  g.weight_channel_stride = stride_of(weight, 1);
+  g.bias = packed.data();
+  g.y = y.data();
+  const GemmPlan plan = k.plan(g);
+  const Work work{plan.units, grain_of(plan.group * plan.panel * channels / 8), plan.scratch_bytes, flush};
+  for_each_part(op, work, [&](int64_t first, int64_t last, void* scratch) { k.run(g, plan, first, last, scratch); });
   return y;
 }
 
-const Register registered[] = {
-    {"pointwise(Tensor x, Tensor weight, Tensor? bias, int activation, bool flush) -> Tensor", "pointwise", &Boxed<pointwise>::call},
-};
+const Register<pointwise> kPointwise(
+    "pointwise(Tensor x, Tensor weight, Tensor? bias, int activation, bool flush) -> Tensor");
 
 }  // namespace
 }  // namespace omniconv

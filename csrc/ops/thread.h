@@ -1,23 +1,22 @@
-// What one thread of a parallel region needs: scratch, and how denormal numbers are treated.
+// How the work of a call is shared out among threads, and what each of them needs: scratch, and how denormal numbers
+// are treated.
 #pragma once
-#include <cstddef>
+#include <algorithm>
 #include <cstdlib>
 #include <memory>
-#include <new>
 
-#if defined(__SSE__)
-#include <xmmintrin.h>
-#endif
+#include "ops/error.h"
+#include "simd/denormals.h"
 
 namespace omniconv {
 
-// 64-byte aligned scratch that stays with its thread up to a cap; what is larger is given back after use.
+// 64-byte aligned scratch that stays with its thread up to a cap; what is larger is freed after use.
 class Scratch {
  public:
-  explicit Scratch(size_t bytes) {
+  Scratch(const char* op, size_t bytes) {
     constexpr size_t kCap = size_t(4) << 20;
     if (bytes > kCap) {
-      own_.reset(allocate(bytes));
+      own_ = allocate(op, bytes);
       data_ = own_.get();
       return;
     }
@@ -26,7 +25,7 @@ class Scratch {
     if (kept_bytes < bytes) {
       kept.reset();
       kept_bytes = 0;
-      kept.reset(allocate(bytes));
+      kept = allocate(op, bytes);
       kept_bytes = bytes;
     }
     data_ = kept.get();
@@ -38,45 +37,34 @@ class Scratch {
     void operator()(void* p) const { std::free(p); }
   };
   using Block = std::unique_ptr<void, Free>;
-  static void* allocate(size_t bytes) {
-    void* p = std::aligned_alloc(64, (bytes + 63) / 64 * 64);
-    if (!p) throw std::bad_alloc();
-    return p;
+  static Block allocate(const char* op, size_t bytes) {
+    Block block(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
+    if (!block)
+      fail(op, "a thread's scratch of " + std::to_string(bytes) + " bytes must fit into memory",
+           "an allocation failure");
+    return block;
   }
   Block own_;
   void* data_;
 };
 
-// Denormal operands and results count as zero inside, so that they cannot slow a kernel down a hundredfold; the thread's own setting returns.
-class Flush {
- public:
-  explicit Flush(bool on) {
-#if defined(__SSE__)
-    before_ = _mm_getcsr();
-    if (on) _mm_setcsr(before_ | 0x8040);
-#elif defined(__aarch64__)
-    __asm__ volatile("mrs %0, fpcr" : "=r"(before_));
-    if (on) __asm__ volatile("msr fpcr, %0" : : "r"(before_ | (1ul << 24)));
-#else
-    (void)on;
-#endif
-  }
-  ~Flush() {
-#if defined(__SSE__)
-    _mm_setcsr(before_);
-#elif defined(__aarch64__)
-    __asm__ volatile("msr fpcr, %0" : : "r"(before_));
-#endif
-  }
-  Flush(const Flush&) = delete;
-  Flush& operator=(const Flush&) = delete;
+// Returns how many units of so many multiply-accumulates make a part worth a thread: about ten microseconds.
+inline int64_t grain_of(int64_t macs) { return std::max<int64_t>(1, 200000 / std::max<int64_t>(macs, 1)); }
 
- private:
-#if defined(__SSE__)
-  unsigned before_;
-#else
-  unsigned long before_;
-#endif
+// The work of a call: units that do not depend on each other.
+struct Work {
+  int64_t units, grain;  // a thread takes about `grain` units or more
+  size_t scratch_bytes;  // of a thread
+  bool flush_denormals;
 };
+
+// Calls f(first, last, scratch) for parts of the units, in torch's threads.
+template <class F> void for_each_part(const char* op, const Work& work, const F& f) {
+  parallel_for(work.units, work.grain, [&](int64_t first, int64_t last) {
+    const ScopedFlushDenormals denormals(work.flush_denormals);
+    const Scratch scratch(op, work.scratch_bytes);
+    f(first, last, scratch.data());
+  });
+}
 
 }  // namespace omniconv

@@ -65,5 +65,55 @@ template <class A, class E> INLINE void store_part(E* p, typename Vec<A>::V v, i
   copy_part<E, L>(p, whole, n);
 }
 
+// Which lanes are before lane n.
+template <class A> INLINE auto lane_mask(int64_t n) {
+  typedef typename Vec<A>::V V;
+  decltype(V{} < V{}) lane;
+  for (int i = 0; i < Vec<A>::lanes; ++i) lane[i] = i;
+  return lane < (lane - lane) + int(n);
+}
+
+template <class A> INLINE typename Vec<A>::V first(typename Vec<A>::V v, int64_t n) {
+  typedef typename Vec<A>::V V;
+  return (V)((decltype(v < v))v & lane_mask<A>(n));
+}
+
+// The first n elements, zeros after them; nothing is read at `end` or beyond.
+#if defined(__AVX512F__) && VECTOR_BYTES == 64
+template <class A> INLINE Vec<float>::V load_first(const float* p, int64_t n, const float*) {
+  shown_load(p, n * sizeof(*p));
+  return (Vec<float>::V)_mm512_maskz_loadu_ps((1u << n) - 1, p);
+}
+template <class A> INLINE Vec<double>::V load_first(const double* p, int64_t n, const double*) {
+  shown_load(p, n * sizeof(*p));
+  return (Vec<double>::V)_mm512_maskz_loadu_pd((1u << n) - 1, p);
+}
+#elif defined(__AVX2__) && VECTOR_BYTES == 32
+template <class A> INLINE Vec<float>::V load_first(const float* p, int64_t n, const float*) {
+  shown_load(p, n * sizeof(*p));
+  return (Vec<float>::V)_mm256_maskload_ps(p, (__m256i)lane_mask<A>(n));
+}
+template <class A> INLINE Vec<double>::V load_first(const double* p, int64_t n, const double*) {
+  shown_load(p, n * sizeof(*p));
+  return (Vec<double>::V)_mm256_maskload_pd(p, (__m256i)lane_mask<A>(n));
+}
+#endif
+template <class A, class E> INLINE typename Vec<A>::V load_first(const E* p, int64_t n, const E* end) {
+  constexpr int L = Vec<A>::lanes;
+  if (p + L <= end) return first<A>(load(p), n);
+  E part[L] = {};
+  copy_part<E, L>(part, p, n);
+  return load(part);
+}
+
+INLINE float load_scalar(const float* p) { return *p; }
+INLINE double load_scalar(const double* p) { return *p; }
+template <class E> INLINE float load_scalar(const E* p) {
+  E whole[FL] = {*p};
+  float wide[FL];
+  store(wide, load(whole));
+  return wide[0];
+}
+
 }  // namespace
 }  // namespace omniconv

@@ -1,8 +1,9 @@
-// The vector type of the instruction set being compiled: VECTOR_BYTES wide, by GCC's vector extensions.
-// Included by kernels only; everything has internal linkage, so no copy built for one instruction set can serve another.
+// The vector type of the instruction set being compiled: VECTOR_BYTES wide, by the vector extensions of GCC and Clang.
+// Included by kernels only; everything has internal linkage, so no copy built for one instruction set can serve
+// another.
 #pragma once
-#include <cstdint>
 #include <cstddef>
+#include <cstdint>
 #if defined(__F16C__)
 #include <immintrin.h>
 #endif
@@ -42,8 +43,8 @@ constexpr int FL = Vec<float>::lanes;
 // x − 0 is a broadcast; 0 + x is an addition, since −0 + 0 is +0.
 template <class A> INLINE typename Vec<A>::V broadcast(A x) { return x - typename Vec<A>::V{}; }
 
-// The same vector, in a register: the compiler otherwise folds one load into every operation that uses it, and loads become the limit
-// (3x3 channels-last, AVX-512: 175 GFLOP/s with the loads folded, 240 without).
+// The same vector, in a register: the compiler otherwise folds one load into every operation that uses it, and loads
+// become the limit (3x3 channels-last, AVX-512: 175 GFLOP/s with the loads folded, 240 without).
 template <class V> INLINE V in_register(V v) {
 #if defined(__AVX512F__)
   __asm__("" : "+v"(v));
@@ -54,18 +55,28 @@ template <class V> INLINE V in_register(V v) {
 #endif
   return v;
 }
+// The same pointer, computed once: GCC otherwise keeps one for each of the vectors loaded from it, in memory.
+template <class E> INLINE const E* in_register(const E* p) {
+  __asm__("" : "+r"(p));
+  return p;
+}
 
 INLINE VF load(const float* p) { return *(const Vec<float>::U*)p; }
 INLINE Vec<double>::V load(const double* p) { return *(const Vec<double>::U*)p; }
-// Between 16 and 32 bits by intrinsics where there are any: GCC 12 makes twice as many instructions of __builtin_convertvector.
+// Between 16 and 32 bits by intrinsics where there are any: GCC 12 makes twice as many instructions of
+// __builtin_convertvector.
 #if defined(__AVX512F__) && VECTOR_BYTES == 64
-INLINE VI widen(const void* p) { return (VI)_mm512_maskz_cvtepu16_epi32(0xffff, _mm256_loadu_si256((const __m256i*)p)); }
+INLINE VI widen(const void* p) {
+  return (VI)_mm512_maskz_cvtepu16_epi32(0xffff, _mm256_loadu_si256((const __m256i*)p));
+}
 INLINE VH narrow(VI v) { return (VH)_mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)v); }
 #elif defined(__AVX2__) && VECTOR_BYTES == 32
 INLINE VI widen(const void* p) { return (VI)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)); }
-INLINE VH narrow(VI v) { return (VH)_mm_packus_epi32(_mm256_castsi256_si128((__m256i)v), _mm256_extracti128_si256((__m256i)v, 1)); }
+INLINE VH narrow(VI v) {
+  return (VH)_mm_packus_epi32(_mm256_castsi256_si128((__m256i)v), _mm256_extracti128_si256((__m256i)v, 1));
+}
 #else
-INLINE VI widen(const void* p) { return __builtin_convertvector((VH)*(const UH*)p, VI); }
+INLINE VI widen(const void* p) { return __builtin_convertvector((VH) * (const UH*)p, VI); }
 INLINE VH narrow(VI v) { return __builtin_convertvector(v, VH); }
 #endif
 INLINE VF load(const bf16* p) { return (VF)(widen(p) << 16); }
@@ -83,9 +94,10 @@ INLINE void store(f16* p, VF v) { _mm256_storeu_si256((__m256i*)p, _mm512_maskz_
 INLINE VF load(const f16* p) { return (VF)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
 INLINE void store(f16* p, VF v) { _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)v, 0)); }
 #else
-// By integers: exponents are moved, subnormals made by one subtraction of normal numbers, so that flushing denormals does no harm.
+// By integers: exponents are moved, subnormals made by one subtraction of normal numbers, so that flushing denormals
+// does no harm.
 INLINE VF load(const f16* p) {
-  VI h = __builtin_convertvector((VH)*(const UH*)p, VI);
+  VI h = __builtin_convertvector((VH) * (const UH*)p, VI);
   VI sign = (h & 0x8000) << 16, rest = (h & 0x7fff) << 13;
   VI exponent = rest & 0x0f800000;
   VF normal = (VF)(rest + (112u << 23));
