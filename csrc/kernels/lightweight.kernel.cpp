@@ -60,10 +60,10 @@ template <class A, int P> INLINE void add_tile(typename Vec<A>::V* sum, const A*
   }
 }
 
-// Outputs [r, r + P) of a tile of which `count` are wanted.
+// Outputs [r, r + P) of a tile of which `count` are wanted, where they belong (true) or as rows of `sums`.
 template <class A, int P>
-INLINE void tile_block(const A* x, const A* w, int64_t K, int64_t D, typename Vec<A>::V bias, int64_t r, int64_t count,
-                       const OutputTile& to, const Edges<A>& edges) {
+INLINE bool tile_block(const A* x, const A* w, int64_t K, int64_t D, typename Vec<A>::V bias, int64_t r, int64_t count,
+                       const OutputTile& to, A* sums) {
   typedef typename Vec<A>::V V;
   constexpr int L = Vec<A>::lanes;
   V sum[P];
@@ -75,7 +75,7 @@ INLINE void tile_block(const A* x, const A* w, int64_t K, int64_t D, typename Ve
     if (to.channel == 1) {
 #pragma GCC unroll 16
       for (int j = 0; j < P; ++j) store(y + j * to.step, sum[j]);
-      return;
+      return true;
     }
     if constexpr (P % L == 0) {
 #pragma GCC unroll 4
@@ -84,30 +84,40 @@ INLINE void tile_block(const A* x, const A* w, int64_t K, int64_t D, typename Ve
 #pragma GCC unroll 16
         for (int l = 0; l < L; ++l) store(y + b + l * to.channel, sum[b + l]);
       }
-      return;
+      return true;
     }
   }
-  A sums[P * L] __attribute__((aligned(64)));
 #pragma GCC unroll 16
   for (int j = 0; j < P; ++j) store(sums + j * L, sum[j]);
-  edges.store_block(sums, r, min64(P, count - r), to);
+  return false;
 }
 
 template <class A>
 NOINLINE void forward_tile(const A* x, const A* w, int64_t K, int64_t D, const A* bias, int64_t count, const OutputTile& to,
                            const Edges<A>& edges) {
+  constexpr int64_t L = Vec<A>::lanes, kStaged = 4 * kBlock;
   const typename Vec<A>::V b = bias ? load_part<A>(bias, to.lanes) : typename Vec<A>::V{};
-  int64_t r = 0;
-  for (; r + kBlock <= count; r += kBlock) tile_block<A, kBlock>(x, w, K, D, b, r, count, to, edges);
-  if (to.channel != 1) {
-    if (r < count) tile_block<A, kBlock>(x, w, K, D, b, r, count, to, edges);
-    return;
+  A sums[kStaged * L] __attribute__((aligned(64)));
+  for (int64_t r = 0, staged = 0, P; r < count;) {
+    A* at = sums + (r - staged) * L;
+    bool stored;
+    if (to.channel != 1 || count - r >= kBlock) {
+      P = kBlock;
+      stored = tile_block<A, kBlock>(x, w, K, D, b, r, count, to, at);
+    } else if (kBlock > 8 && count - r >= 8) {
+      P = 8;
+      stored = tile_block<A, 8>(x, w, K, D, b, r, count, to, at);
+    } else {
+      P = 4;
+      stored = tile_block<A, 4>(x, w, K, D, b, r, count, to, at);
+    }
+    r += P;
+    if (!stored) {
+      if (r < count && r - staged < kStaged) continue;
+      edges.store_block(sums, staged, min64(r, count) - staged, to);
+    }
+    staged = r;
   }
-  if (kBlock > 8 && r + 8 <= count) {
-    tile_block<A, 8>(x, w, K, D, b, r, count, to, edges);
-    r += 8;
-  }
-  for (; r < count; r += 4) tile_block<A, 4>(x, w, K, D, b, r, count, to, edges);
 }
 
 template <class A>

@@ -51,11 +51,12 @@ NOINLINE void load_tile(const Strides& s, Mode mode, const uint8_t* mask, const 
   if (s.step == 1 && step == 1) {
     lo = min64(max64(-first, 0), count);
     hi = max64(lo, min64(s.length - first, count));
-    for (int64_t r = lo; r < hi; r += L) {
-      const int64_t n = min64(L, hi - r);
+    const bool overlaps = lanes == L && hi - lo >= L;  // the last square goes over some positions twice
+    for (int64_t at = lo; at < hi; at += L) {
+      const int64_t r = overlaps ? min64(at, hi - L) : at, n = min64(L, hi - r);
       const E* from = x + first + r;
       V square[L];
-      if (n == L && lanes == L) {
+      if (overlaps) {
 #pragma GCC unroll 16
         for (int l = 0; l < L; ++l) square[l] = load(from + l * s.channel);
         transpose<A>(square);
@@ -95,11 +96,15 @@ NOINLINE void load_rows(const Strides& s, Mode mode, const uint8_t* mask, const 
   constexpr int64_t L = Vec<A>::lanes;
   const E* x = (const E*)xv;
   for (int64_t r = 0; r < count; ++r, to += L) {
-    const int64_t p = source(first + r * step, s.length, 1, mode);
-    const bool zero = p < 0 || (mask && mask[p]);
-    for (int64_t c = 0; c < channels; c += L)
-      store(to + c / L * vector_stride,
-            zero ? typename Vec<A>::V{} : load_part<A>(x + p * s.step + c, min64(L, channels - c)));
+    const int64_t p = source(first + r * step, s.length, 1, mode), whole = channels / L * L;
+    A* out = to;
+    if (p < 0 || (mask && mask[p])) {
+      for (int64_t c = 0; c < channels; c += L, out += vector_stride) store(out, typename Vec<A>::V{});
+      continue;
+    }
+    const E* from = x + p * s.step;
+    for (int64_t c = 0; c < whole; c += L, out += vector_stride) store(out, load(from + c));
+    if (whole < channels) store(out, load_part<A>(from + whole, channels - whole));
   }
 }
 
@@ -115,7 +120,7 @@ struct OutputTile {
   bool direct;  // whole vectors of sums are stored from their registers
 };
 
-// Outputs [r, r + n), n <= kBlock, from rows of sums.
+// Outputs [r, r + n), from as many rows of sums, and room for a whole square of them.
 template <class E>
 NOINLINE void store_block(typename Accumulator<E>::type* sums, int64_t r, int64_t n, const OutputTile& to) {
   typedef typename Accumulator<E>::type A;

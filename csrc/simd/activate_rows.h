@@ -2,8 +2,7 @@
 // kernel's code. Included by kernels only; internal linkage.
 #pragma once
 #include "simd/activate.h"
-
-#define NOINLINE __attribute__((noinline, noclone))
+#include "simd/capability.h"
 
 namespace omniconv {
 namespace {

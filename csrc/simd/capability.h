@@ -2,6 +2,8 @@
 #pragma once
 #include "simd/vec.h"
 
+#define NOINLINE __attribute__((noinline, noclone))  // one copy, of its own for its registers
+
 namespace omniconv {
 namespace {
 
