@@ -1,7 +1,8 @@
-// Dynamic convolution and the gradient of its input; compiled once per instruction set (CMake defines ISA, the namespace, and VECTOR_BYTES).
+// Dynamic convolution and the gradient of its input; compiled once per instruction set (CMake defines ISA, the
+// namespace, and VECTOR_BYTES).
 //
-// The weights of a tile of positions are made in L1 and serve all channels of the head. The gradient of the input is the same convolution of
-// grad_y, by weights that are each moved to the position they reach.
+// The weights of a tile of positions are made in L1 and serve all channels of the head. The gradient of the input is
+// the same convolution of grad_y, by weights that are each moved to the position they reach.
 #include "kernels/dynamic_grad_kernels.h"
 
 #ifndef ISA
@@ -24,7 +25,8 @@ template <class A> struct Forward {
   Forward(const DynamicGeometry& g, const Edges<A>& edges, void* scratch)
       : tile(tile_of<A>(g, 16384)),
         arena{uintptr_t(scratch)},
-        convolution((table = arena.take<A>(g.kernel * tile), largest = arena.take<A>(tile), column = arena.take<A>(g.kernel + 2 * kUnit),
+        convolution((table = arena.take<A>(g.kernel * tile), largest = arena.take<A>(tile),
+                     column = arena.take<A>(g.kernel + 2 * kUnit),
                      segment = arena.take<Segment>(TileInput(tile, g.kernel, g.dilation).rows), arena),
                     g, edges, tile, TileInput(tile, g.kernel, g.dilation).rows, g.x_step == 1) {}
 };
@@ -36,8 +38,8 @@ template <class A> void repeat_column(const A* column, int64_t K, int64_t n, A* 
 }
 
 template <class A>
-void forward_tiles(const DynamicGeometry& g, const Edges<A>& edges, int64_t first, int64_t last, const void* x, const void* kernels,
-                   const A* bias, const uint8_t* mask, char* y, void* scratch) {
+void forward_tiles(const DynamicGeometry& g, const Edges<A>& edges, int64_t first, int64_t last, const void* x,
+                   const void* kernels, const A* bias, const uint8_t* mask, char* y, void* scratch) {
   Forward<A> f(g, edges, scratch);
   const int64_t K = g.kernel, tile = f.tile;
   f.convolution.from_step = g.x_step;
@@ -68,8 +70,8 @@ template <class E> size_t forward_bytes(const DynamicGeometry& g) {
   return Forward<typename Accumulator<E>::type>(g, edges<E>, nullptr).arena.at;
 }
 template <class E>
-void forward(const DynamicGeometry& g, int64_t first, int64_t last, const void* x, const void* kernels, const void* bias,
-             const uint8_t* mask, void* y, void* scratch) {
+void forward(const DynamicGeometry& g, int64_t first, int64_t last, const void* x, const void* kernels,
+             const void* bias, const uint8_t* mask, void* y, void* scratch) {
   typedef typename Accumulator<E>::type A;
   forward_tiles<A>(g, edges<E>, first, last, x, kernels, (const A*)bias, mask, (char*)y, scratch);
 }
@@ -81,8 +83,11 @@ template <class E> void drop_head(const DynamicGeometry& g, void* numbers) {
 
 // ---- the gradient of the input
 
-// How many positions of x a tile has: their weights are those of K − 1 more outputs, so that a short tile makes many of them twice.
-int64_t input_tile(const DynamicGeometry& g) { return round_up(min64(max64(256, g.dilation * (g.kernel - 1)), g.length), kUnit); }
+// How many positions of x a tile has: their weights are those of K − 1 more outputs, so that a short tile makes many of
+// them twice.
+int64_t input_tile(const DynamicGeometry& g) {
+  return round_up(min64(max64(256, g.dilation * (g.kernel - 1)), g.length), kUnit);
+}
 
 template <class A> struct GradInput {
   int64_t tile, outputs;  // positions of x, and of y whose weights they need
@@ -95,10 +100,11 @@ template <class A> struct GradInput {
       : tile(input_tile(g)),
         outputs(round_up(min64(tile + g.dilation * (g.kernel - 1), g.outputs), kUnit) + kUnit),
         arena{uintptr_t(scratch)},
-        convolution((table = arena.take<A>(g.positions == 1 ? 0 : g.kernel * outputs), moved = arena.take<A>(g.kernel * tile),
-                     largest = arena.take<A>(outputs), column = arena.take<A>(g.kernel + 2 * kUnit),
-                     segment = arena.take<Segment>(TileInput(tile, g.kernel, g.dilation).rows), arena),
-                    g, edges, tile, TileInput(tile, g.kernel, g.dilation).rows, g.y_step == 1) {}
+        convolution(
+            (table = arena.take<A>(g.positions == 1 ? 0 : g.kernel * outputs), moved = arena.take<A>(g.kernel * tile),
+             largest = arena.take<A>(outputs), column = arena.take<A>(g.kernel + 2 * kUnit),
+             segment = arena.take<Segment>(TileInput(tile, g.kernel, g.dilation).rows), arena),
+            g, edges, tile, TileInput(tile, g.kernel, g.dilation).rows, g.y_step == 1) {}
 };
 
 template <class A>
@@ -130,14 +136,17 @@ void grad_input_tiles(const DynamicGeometry& g, const Edges<A>& edges, int64_t f
         drop_weights(g, h, from, to - from, f.table, f.outputs);
       }
       for (int64_t i = 0; i < K; ++i) {
-        // position p meets output low + i·dilation + p by tap K − 1 − i; outside of the outputs the weight is 0, whatever the numbers hold
+        // position p meets output low + i·dilation + p by tap K − 1 − i; outside of the outputs the weight is 0,
+        // whatever the numbers hold
         const int64_t base = low + i * g.dilation;
         const int64_t left = min64(max64(from - base, 0), n), right = max64(min64(to - base, n), left);
         A* row = f.moved + i * tile;
         for (int64_t p = 0; p < n; p += L) store(row + p, V{});
         const A* weights = f.table + (K - 1 - i) * f.outputs + base - from;
         for (int64_t p = left; p < right; p += L)
-          store_part<A>(row + p, g.positions == 1 ? broadcast(f.column[K - 1 - i]) : load_part<A>(weights + p, right - p), right - p);
+          store_part<A>(row + p,
+                        g.positions == 1 ? broadcast(f.column[K - 1 - i]) : load_part<A>(weights + p, right - p),
+                        right - p);
       }
     });
     if (mask) edges.clear_masked(mask + s, n, g.heads * g.group, out, g.x_step, g.x_channel);
@@ -148,23 +157,23 @@ template <class E> size_t grad_input_bytes(const DynamicGeometry& g) {
   return GradInput<typename Accumulator<E>::type>(g, edges<E>, nullptr).arena.at;
 }
 template <class E>
-void grad_input(const DynamicGeometry& g, int64_t first, int64_t last, const void* grad_y, const void* kernels, const uint8_t* mask,
-                void* grad_x, void* scratch) {
+void grad_input(const DynamicGeometry& g, int64_t first, int64_t last, const void* grad_y, const void* kernels,
+                const uint8_t* mask, void* grad_x, void* scratch) {
   grad_input_tiles(g, edges<E>, first, last, grad_y, kernels, mask, (char*)grad_x, scratch);
 }
 
 }  // namespace
 
 extern const DynamicTables dynamic;
-#define OMNICONV_KERNELS(E) \
-  {forward_bytes<E>, forward<E>, drop_head<E>}
-const DynamicTables dynamic = {OMNICONV_KERNELS(float), OMNICONV_KERNELS(double), OMNICONV_KERNELS(bf16), OMNICONV_KERNELS(f16)};
+#define OMNICONV_KERNELS(E) {forward_bytes<E>, forward<E>, drop_head<E>}
+const DynamicTables dynamic = {OMNICONV_KERNELS(float), OMNICONV_KERNELS(double), OMNICONV_KERNELS(bf16),
+                               OMNICONV_KERNELS(f16)};
 #undef OMNICONV_KERNELS
 
 extern const DynamicGradTables dynamic_grad;
-#define OMNICONV_KERNELS(E) \
-  {grad_input_bytes<E>, grad_input<E>, grad_kernels_bytes<E>, grad_kernels<E>}
-const DynamicGradTables dynamic_grad = {OMNICONV_KERNELS(float), OMNICONV_KERNELS(double), OMNICONV_KERNELS(bf16), OMNICONV_KERNELS(f16)};
+#define OMNICONV_KERNELS(E) {grad_input_bytes<E>, grad_input<E>, grad_kernels_bytes<E>, grad_kernels<E>}
+const DynamicGradTables dynamic_grad = {OMNICONV_KERNELS(float), OMNICONV_KERNELS(double), OMNICONV_KERNELS(bf16),
+                                        OMNICONV_KERNELS(f16)};
 
 }  // namespace ISA
 }  // namespace omniconv

@@ -1,9 +1,10 @@
 // Weights of a tile of positions, applied. Included by kernels only; internal linkage.
 //
-// There are two arithmetics, which give the same bits: with channels in the lanes every load is aligned or a whole row's, and a weight is
-// broadcast; with positions in the lanes the weights are vectors too, and nothing of a contiguous sequence is transposed. What a tile reads is
-// found through a pointer for each of its rows: to where it lies, if its channels lie side by side; else to a copy, widened; or to zeros for
-// what is padded or masked. What follows is arithmetic without a case, of the sums' type only.
+// There are two arithmetics, which give the same bits: with channels in the lanes every load is aligned or a whole
+// row's, and a weight is broadcast; with positions in the lanes the weights are vectors too, and nothing of a
+// contiguous sequence is transposed. What a tile reads is found through a pointer for each of its rows: to where it
+// lies, if its channels lie side by side; else to a copy, widened; or to zeros for what is padded or masked. What
+// follows is arithmetic without a case, of the sums' type only.
 #pragma once
 #include "kernels/dynamic_tile.h"
 #include "simd/activate_rows.h"
@@ -11,10 +12,12 @@
 namespace omniconv {
 namespace {
 
-constexpr int kBlock = kVectorRegisters == 32 ? 8 : 6;     // positions whose sums are held at once, of two vectors of channels
-constexpr int kChannels = kVectorRegisters == 32 ? 8 : 4;  // channels whose sums are held at once, of two vectors of positions
-constexpr int64_t kPack = 16;                              // channels of a tile with positions in the lanes
-constexpr int64_t kUnit = 32;                              // tiles are multiples of it: two of the widest vectors
+constexpr int kBlock =
+    kVectorRegisters == 32 ? 8 : 6;  // positions whose sums are held at once, of two vectors of channels
+constexpr int kChannels =
+    kVectorRegisters == 32 ? 8 : 4;  // channels whose sums are held at once, of two vectors of positions
+constexpr int64_t kPack = 16;        // channels of a tile with positions in the lanes
+constexpr int64_t kUnit = 32;        // tiles are multiples of it: two of the widest vectors
 
 // Positions whose weights, and what makes them, stay in `bytes`.
 template <class A> int64_t tile_of(const DynamicGeometry& g, int64_t bytes) {
@@ -48,8 +51,8 @@ INLINE void add_taps(const A* const* rows, int64_t c, const A* w, int64_t stride
 
 // R positions of W vectors of channels from c on; tap i of position p meets row p + i·step.
 template <class A, int W, int R>
-NOINLINE void channel_block(const A* const* rows, int64_t c, int64_t step, const A* w, int64_t stride, Taps taps, const A* bias,
-                            A* y, int64_t y_step) {
+NOINLINE void channel_block(const A* const* rows, int64_t c, int64_t step, const A* w, int64_t stride, Taps taps,
+                            const A* bias, A* y, int64_t y_step) {
   typedef typename Vec<A>::V V;
   constexpr int L = Vec<A>::lanes;
   V sum[R][W];
@@ -77,8 +80,8 @@ NOINLINE void channel_block(const A* const* rows, int64_t c, int64_t step, const
 
 // B vectors of positions of C channels; tap i of position p meets element p + i·step of a row.
 template <class A, int C, int B>
-NOINLINE void position_block(const A* x, int64_t row, int64_t step, const A* w, int64_t stride, int64_t K, const A* bias, A* y,
-                             int64_t y_row) {
+NOINLINE void position_block(const A* x, int64_t row, int64_t step, const A* w, int64_t stride, int64_t K,
+                             const A* bias, A* y, int64_t y_row) {
   typedef typename Vec<A>::V V;
   constexpr int L = Vec<A>::lanes;
   V sum[C][B];
@@ -99,26 +102,32 @@ NOINLINE void position_block(const A* x, int64_t row, int64_t step, const A* w, 
     for (int b = 0; b < B; ++b) store(y + c * y_row + b * L, sum[c][b]);
 }
 
-template <class A> using PositionBlock = void (*)(const A*, int64_t, int64_t, const A*, int64_t, int64_t, const A*, A*, int64_t);
-template <class A> struct PositionBlocks { int64_t channels; PositionBlock<A> two, one; };
+template <class A> using PositionBlock = void (*)(const A*, int64_t, int64_t, const A*, int64_t, int64_t, const A*, A*,
+                                                  int64_t);
+template <class A> struct PositionBlocks {
+  int64_t channels;
+  PositionBlock<A> two, one;
+};
 
 // `channels` rows of n positions, in whole vectors.
 template <class A>
-NOINLINE void apply_to_positions(const A* x, int64_t row, const TileInput& input, const NonzeroRows& nonzero, const A* w, int64_t stride,
-                                 int64_t n, int64_t channels, const A* bias, Activation activation, A* y, int64_t y_row) {
+NOINLINE void apply_to_positions(const A* x, int64_t row, const TileInput& input, const NonzeroRows& nonzero,
+                                 const A* w, int64_t stride, int64_t n, int64_t channels, const A* bias,
+                                 Activation activation, A* y, int64_t y_row) {
   constexpr int L = Vec<A>::lanes;
-  static constexpr PositionBlocks<A> blocks[] = {{kChannels, position_block<A, kChannels, 2>, position_block<A, kChannels, 1>},
-                                                 {4, position_block<A, 4, 2>, position_block<A, 4, 1>},
-                                                 {2, position_block<A, 2, 2>, position_block<A, 2, 1>},
-                                                 {1, position_block<A, 1, 2>, position_block<A, 1, 1>}};
+  static constexpr PositionBlocks<A> blocks[] = {
+      {kChannels, position_block<A, kChannels, 2>, position_block<A, kChannels, 1>},
+      {4, position_block<A, 4, 2>, position_block<A, 4, 1>},
+      {2, position_block<A, 2, 2>, position_block<A, 2, 1>},
+      {1, position_block<A, 1, 2>, position_block<A, 1, 1>}};
   const PositionBlocks<A>* block = blocks;
   for (int64_t c = 0; c < channels; c += block->channels) {
     while (block->channels > channels - c) ++block;
     for (int64_t t = 0; t < n; t += 2 * L) {
       const Taps taps = taps_of(input, nonzero, t, min64(2 * L, n - t));
       const int64_t i = taps.first;
-      (n - t > L ? block->two : block->one)(x + c * row + t + i * input.step, row, input.step, w + i * stride + t, stride,
-                                            taps.last - i, bias + c, y + c * y_row + t, y_row);
+      (n - t > L ? block->two : block->one)(x + c * row + t + i * input.step, row, input.step, w + i * stride + t,
+                                            stride, taps.last - i, bias + c, y + c * y_row + t, y_row);
     }
   }
   activate_rows(y, channels, y_row, (n + L - 1) / L, activation);
@@ -150,9 +159,15 @@ template <class A> struct TileConvolution {
 
   static constexpr int64_t L = Vec<A>::lanes;
 
-  TileConvolution(Arena& arena, const DynamicGeometry& g, const Edges<A>& edges, int64_t tile, int64_t rows, bool in_time)
-      : edges(edges), K(g.kernel), heads(g.heads), group(g.group), lanes_are_channels(group * 2 > L && !(in_time && K < 8)) {
-    packed_row = round_up(rows, kUnit) + 3 * kUnit + Vec<float>::lanes;  // no power of two: L1 would hold few of such rows
+  TileConvolution(Arena& arena, const DynamicGeometry& g, const Edges<A>& edges, int64_t tile, int64_t rows,
+                  bool in_time)
+      : edges(edges),
+        K(g.kernel),
+        heads(g.heads),
+        group(g.group),
+        lanes_are_channels(group * 2 > L && !(in_time && K < 8)) {
+    packed_row =
+        round_up(rows, kUnit) + 3 * kUnit + Vec<float>::lanes;  // no power of two: L1 would hold few of such rows
     packed = arena.take<A>(max64(kPack * packed_row, (rows + L) * 2 * L));
     sums = arena.take<A>(max64(kPack, 2 * L) * tile);
     bias = arena.take<A>(round_up(heads * group, kPack) + 2 * L);
@@ -161,46 +176,52 @@ template <class A> struct TileConvolution {
   }
   // Rows are read, and outputs written, where they lie.
   bool in_place() const { return !edges.converts && from_channel == 1 && to_channel == 1 && group % L == 0; }
-  // In two loops: of a condition in one the compiler makes masked loads from null, which the processor mends one at a time (0.7 µs a call).
+  // In two loops: of a condition in one the compiler makes masked loads from null, which the processor mends one at a
+  // time (0.7 µs a call).
   void set_bias(const A* from) {
     const int64_t given = from ? heads * group : 0;
     for (int64_t c = 0; c < given; ++c) bias[c] = from[c] + A(0);  // −0 becomes 0: so does a sum that meets zeros
     for (int64_t c = given; c < round_up(heads * group, kPack) + 2 * L; ++c) bias[c] = A(0);
     for (int64_t c = 0; in_place() && c < group; ++c) zeros[c] = A(0);
   }
-  // `vectors` of channels of the rows that are pointed to, a block of positions after another: rows are read, and outputs written, from one end
-  // to the other.
-  NOINLINE void apply_to_channels(const TileInput& input, const NonzeroRows& nonzero, const A* table, int64_t stride, int64_t n,
-                                  int64_t vectors, const A* shift, A* y, int64_t y_step) const {
-    static constexpr decltype(&channel_block<A, 2, 1>) two[] = {channel_block<A, 2, kBlock>, channel_block<A, 2, 3>, channel_block<A, 2, 1>},
-                                                       one[] = {channel_block<A, 1, kBlock>, channel_block<A, 1, 3>, channel_block<A, 1, 1>};
+  // `vectors` of channels of the rows that are pointed to, a block of positions after another: rows are read, and
+  // outputs written, from one end to the other.
+  NOINLINE void apply_to_channels(const TileInput& input, const NonzeroRows& nonzero, const A* table, int64_t stride,
+                                  int64_t n, int64_t vectors, const A* shift, A* y, int64_t y_step) const {
+    static constexpr decltype(&channel_block<A, 2, 1>) two[] = {channel_block<A, 2, kBlock>, channel_block<A, 2, 3>,
+                                                                channel_block<A, 2, 1>},
+                                                       one[] = {channel_block<A, 1, kBlock>, channel_block<A, 1, 3>,
+                                                                channel_block<A, 1, 1>};
     for (int64_t p = 0, R; p < n; p += R) {
       const int size = n - p >= kBlock ? 0 : n - p >= 3 ? 1 : 2;
       R = size == 0 ? kBlock : size == 1 ? 3 : 1;
       const Taps taps = taps_of(input, nonzero, p, R);
       A* to = y + p * y_step;
       int64_t v = 0;
-      for (; v + 2 <= vectors; v += 2) two[size](row + p, v * L, input.step, table + p, stride, taps, shift + v * L, to + v * L, y_step);
-      if (v < vectors) one[size](row + p, v * L, input.step, table + p, stride, taps, shift + v * L, to + v * L, y_step);
+      for (; v + 2 <= vectors; v += 2)
+        two[size](row + p, v * L, input.step, table + p, stride, taps, shift + v * L, to + v * L, y_step);
+      if (v < vectors)
+        one[size](row + p, v * L, input.step, table + p, stride, taps, shift + v * L, to + v * L, y_step);
       activate_rows(to, R, y_step, vectors, activation);
     }
   }
   // Channels [c, c + many), of no more than two vectors, copied first.
-  void apply_to_copy(const Segments& segments, const TileInput& input, const NonzeroRows& nonzero, const A* table, int64_t stride,
-                     int64_t n, const char* x, int64_t c, int64_t many, char* y) const {
+  void apply_to_copy(const Segments& segments, const TileInput& input, const NonzeroRows& nonzero, const A* table,
+                     int64_t stride, int64_t n, const char* x, int64_t c, int64_t many, char* y) const {
     const int64_t vectors = (many + L - 1) / L, width = vectors * L;
     edges.pack_rows(segments, x + c * from_channel * edges.element, from_step, from_channel, many, vectors, packed);
     for (int64_t r = 0; r < input.rows; ++r) row[r] = packed + r * width;
     char* to = y + c * to_channel * edges.element;
     const bool direct = !edges.converts && to_channel == 1 && many == width;
-    apply_to_channels(input, nonzero, table, stride, n, vectors, bias + c, direct ? (A*)to : sums, direct ? to_step : width);
+    apply_to_channels(input, nonzero, table, stride, n, vectors, bias + c, direct ? (A*)to : sums,
+                      direct ? to_step : width);
     if (direct) return;
     if (to_channel == 1) edges.store_rows(sums, width, n, many, to, to_step);
     else edges.store_columns(sums, width, n, many, to, to_channel);
   }
   // x is the first position and channel of the sequence, y of the tile; make_weights(h) fills the table for head h.
-  NOINLINE void run(const Segments& segments, const TileInput& input, const A* table, int64_t stride, int64_t n, const void* xv,
-                    void* yv, const HeadFunction& make_weights) const {
+  NOINLINE void run(const Segments& segments, const TileInput& input, const A* table, int64_t stride, int64_t n,
+                    const void* xv, void* yv, const HeadFunction& make_weights) const {
     const char* x = (const char*)xv;
     char* y = (char*)yv;
     const NonzeroRows nonzero(segments, input, K, skips);
@@ -220,17 +241,19 @@ template <class A> struct TileConvolution {
     if (heads == 1) make_weights(0);
     for (int64_t c = 0; c < heads * group; c += kPack) {
       const int64_t many = min64(kPack, heads * group - c);
-      edges.pack_channels(segments, x + c * from_channel * edges.element, from_step, from_channel, many, packed, packed_row);
+      edges.pack_channels(segments, x + c * from_channel * edges.element, from_step, from_channel, many, packed,
+                          packed_row);
       char* to = y + c * to_channel * edges.element;
       const bool direct = !edges.converts && to_step == 1 && n % L == 0;
       A* made = direct ? (A*)to : sums;
       const int64_t made_row = direct ? to_channel : whole;
       if (heads == 1)
-        apply_to_positions(packed, packed_row, input, nonzero, table, stride, n, many, bias + c, activation, made, made_row);
+        apply_to_positions(packed, packed_row, input, nonzero, table, stride, n, many, bias + c, activation, made,
+                           made_row);
       for (int64_t h = 0; heads > 1 && h < heads; ++h) {  // few channels in all: one pack
         make_weights(h);
-        apply_to_positions(packed + h * group * packed_row, packed_row, input, nonzero, table, stride, n, group, bias + h * group,
-                           activation, made + h * group * made_row, made_row);
+        apply_to_positions(packed + h * group * packed_row, packed_row, input, nonzero, table, stride, n, group,
+                           bias + h * group, activation, made + h * group * made_row, made_row);
       }
       if (direct) continue;
       if (to_step == 1) edges.store_rows(sums, whole, many, n, to, to_channel);

@@ -1,12 +1,13 @@
-// Products of grad_y and x, the gradient of a dynamic convolution's weights: with positions in the lanes, with channels in the lanes, or as a
-// product of matrices whose diagonals are taps. Included by kernels only; internal linkage.
+// Products of grad_y and x, the gradient of a dynamic convolution's weights: with positions in the lanes, with channels
+// in the lanes, or as a product of matrices whose diagonals are taps. Included by kernels only; internal linkage.
 #pragma once
 #include "kernels/dynamic_apply.h"
 
 namespace omniconv {
 namespace {
 
-// Lane l is the sum over the lanes of v[l]: as a transposition, with what would lie side by side added at once (45 operations for 16 vectors).
+// Lane l is the sum over the lanes of v[l]: as a transposition, with what would lie side by side added at once (45
+// operations for 16 vectors).
 template <class A> INLINE typename Vec<A>::V lane_sums(const typename Vec<A>::V* v) {
   typedef typename Vec<A>::V V;
   typedef Vec<double>::V D;
@@ -31,11 +32,14 @@ template <class A> INLINE typename Vec<A>::V lane_sums(const typename Vec<A>::V*
   }
 }
 
+template <int n> struct Count { static constexpr int value = n; };
+
 // ---- positions in the lanes
 
 // Q taps and B vectors of positions: g[i, t] += Σ_c grad_y[c, t]·x[c, t + i·step].
 template <class A, int Q, int B>
-NOINLINE void position_grads(const A* x, int64_t row, int64_t step, const A* grad_y, int64_t channels, A* g, int64_t stride) {
+NOINLINE void position_grads(const A* x, int64_t row, int64_t step, const A* grad_y, int64_t channels, A* g,
+                             int64_t stride) {
   typedef typename Vec<A>::V V;
   constexpr int L = Vec<A>::lanes;
   V sum[Q][B];
@@ -59,20 +63,21 @@ NOINLINE void position_grads(const A* x, int64_t row, int64_t step, const A* gra
 }
 
 template <class A>
-NOINLINE void add_grads_of_positions(const A* x, int64_t row, int64_t step, const A* grad_y, int64_t channels, int64_t K, int64_t n, A* g,
-                                     int64_t stride) {
-  constexpr int L = Vec<A>::lanes, most = kVectorRegisters == 32 ? 8 : 4;
-  struct Blocks { int64_t taps; decltype(&position_grads<A, 1, 1>) two, one; };
-  static constexpr Blocks blocks[] = {{most, position_grads<A, most, 2>, position_grads<A, most, 1>},
-                                      {4, position_grads<A, 4, 2>, position_grads<A, 4, 1>},
-                                      {2, position_grads<A, 2, 2>, position_grads<A, 2, 1>},
-                                      {1, position_grads<A, 1, 2>, position_grads<A, 1, 1>}};
+NOINLINE void add_grads_of_positions(const A* x, int64_t row, int64_t step, const A* grad_y, int64_t channels,
+                                     int64_t K, int64_t n, A* g, int64_t stride) {
+  constexpr int L = Vec<A>::lanes, kMost = kVectorRegisters == 32 ? 8 : 4;
   for (int64_t t = 0; t < n; t += 2 * L) {
-    const Blocks* block = blocks;
-    for (int64_t i = 0; i < K; i += block->taps) {
-      while (block->taps > K - i) ++block;
-      (n - t > L ? block->two : block->one)(x + i * step + t, row, step, grad_y + t, channels, g + i * stride + t, stride);
-    }
+    int64_t i = 0;
+    auto taps = [&](auto count) {
+      constexpr int Q = decltype(count)::value;
+      for (; i + Q <= K; i += Q)
+        (n - t > L ? position_grads<A, Q, 2> : position_grads<A, Q, 1>)(x + i * step + t, row, step, grad_y + t,
+                                                                        channels, g + i * stride + t, stride);
+    };
+    if (kMost > 4) taps(Count<kMost>{});
+    taps(Count<4>{});
+    taps(Count<2>{});
+    taps(Count<1>{});
   }
 }
 
@@ -80,7 +85,8 @@ NOINLINE void add_grads_of_positions(const A* x, int64_t row, int64_t step, cons
 
 // R outputs and Q taps: g[q, r] += Σ_c grad_y[r, c]·x[r + q·step, c].
 template <class A, int R, int Q>
-NOINLINE void row_grads(const A* const* x, int64_t step, const A* grad_y, int64_t y_step, int64_t channels, A* g, int64_t stride) {
+NOINLINE void row_grads(const A* const* x, int64_t step, const A* grad_y, int64_t y_step, int64_t channels, A* g,
+                        int64_t stride) {
   typedef typename Vec<A>::V V;
   constexpr int L = Vec<A>::lanes, all = (R * Q + L - 1) / L * L;
   V sum[all];
@@ -118,31 +124,36 @@ constexpr int kGradOutputs = kVectorRegisters == 32 ? 4 : 2;  // outputs of a bl
 
 // All n outputs, of the taps that meet a row which is not zeros; g is added to.
 template <class A>
-NOINLINE void add_grads_of_rows(const A* const* x, const TileInput& input, const NonzeroRows& nonzero, const A* grad_y, int64_t y_step,
-                                int64_t channels, int64_t n, A* g, int64_t stride) {
-  constexpr int R = kGradOutputs;
-  struct Blocks { int64_t outputs; decltype(&row_grads<A, 1, 1>) of_taps[5]; };
-  static constexpr Blocks blocks[] = {
-      {R, {nullptr, row_grads<A, R, 1>, row_grads<A, R, 2>, row_grads<A, R, 3>, row_grads<A, R, 4>}},
-      {2, {nullptr, row_grads<A, 2, 1>, row_grads<A, 2, 2>, row_grads<A, 2, 3>, row_grads<A, 2, 4>}},
-      {1, {nullptr, row_grads<A, 1, 1>, row_grads<A, 1, 2>, row_grads<A, 1, 3>, row_grads<A, 1, 4>}}};
-  const Blocks* block = blocks;
-  for (int64_t t = 0; t < n; t += block->outputs) {
-    while (block->outputs > n - t) ++block;
-    const Taps taps = taps_of(input, nonzero, t, block->outputs);
-    for (int64_t i = taps.first, Q; i < taps.last; i += Q) {
-      Q = min64(4, taps.last - i);
-      block->of_taps[Q](x + t + i * input.step, input.step, grad_y + t * y_step, y_step, channels, g + i * stride + t, stride);
+NOINLINE void add_grads_of_rows(const A* const* x, const TileInput& input, const NonzeroRows& nonzero, const A* grad_y,
+                                int64_t y_step, int64_t channels, int64_t n, A* g, int64_t stride) {
+  int64_t t = 0;
+  auto outputs = [&](auto count) {
+    constexpr int R = decltype(count)::value;
+    for (; t + R <= n; t += R) {
+      const Taps taps = taps_of(input, nonzero, t, R);
+      int64_t i = taps.first;
+      auto add = [&](auto block, int64_t Q) {
+        block(x + t + i * input.step, input.step, grad_y + t * y_step, y_step, channels, g + i * stride + t, stride),
+            i += Q;
+      };
+      while (i + 4 <= taps.last) add(row_grads<A, R, 4>, 4);
+      if (i + 3 <= taps.last) add(row_grads<A, R, 3>, 3);
+      if (i + 2 <= taps.last) add(row_grads<A, R, 2>, 2);
+      if (i < taps.last) add(row_grads<A, R, 1>, 1);
     }
-  }
+  };
+  if (kGradOutputs > 2) outputs(Count<kGradOutputs>{});
+  outputs(Count<2>{});
+  outputs(Count<1>{});
 }
 
 // ---- a product of matrices
 
-// R outputs meet W vectors of the positions of x: to[r, p − r] += Σ_c grad_y[c, r]·x[c, p], the taps of an output in a row of `to`.
+// R outputs meet W vectors of the positions of x: to[r, p − r] += Σ_c grad_y[c, r]·x[c, p], the taps of an output in a
+// row of `to`.
 template <class A, int R, int W>
-NOINLINE void product_block(const A* x, int64_t row, const A* grad_y, int64_t channel, int64_t step, int64_t channels, A* to,
-                            int64_t to_row) {
+NOINLINE void product_block(const A* x, int64_t row, const A* grad_y, int64_t channel, int64_t step, int64_t channels,
+                            A* to, int64_t to_row) {
   typedef typename Vec<A>::V V;
   constexpr int L = Vec<A>::lanes;
   V sum[R][W];
@@ -172,25 +183,26 @@ constexpr int kRows = kVectorRegisters == 32 ? 8 : 4;  // outputs of a block, of
 
 // All n outputs of K taps, output t at x + t, of which x is 0 outside of positions [low, high).
 template <class A>
-NOINLINE void add_products(const A* x, int64_t row, int64_t low, int64_t high, const A* grad_y, int64_t channel, int64_t step,
-                           int64_t channels, int64_t K, int64_t n, A* to, int64_t to_row) {
+NOINLINE void add_products(const A* x, int64_t row, int64_t low, int64_t high, const A* grad_y, int64_t channel,
+                           int64_t step, int64_t channels, int64_t K, int64_t n, A* to, int64_t to_row) {
   constexpr int L = Vec<A>::lanes;
-  struct Blocks { int64_t outputs; decltype(&product_block<A, 1, 1>) of_vectors[4]; };
-  static constexpr Blocks blocks[] = {
-      {kRows, {nullptr, product_block<A, kRows, 1>, product_block<A, kRows, 2>, product_block<A, kRows, 3>}},
-      {4, {nullptr, product_block<A, 4, 1>, product_block<A, 4, 2>, product_block<A, 4, 3>}},
-      {2, {nullptr, product_block<A, 2, 1>, product_block<A, 2, 2>, product_block<A, 2, 3>}},
-      {1, {nullptr, product_block<A, 1, 1>, product_block<A, 1, 2>, product_block<A, 1, 3>}}};
-  const Blocks* block = blocks;
-  for (int64_t t = 0; t < n; t += block->outputs) {
-    while (block->outputs > n - t) ++block;
-    const int64_t end = min64(K + block->outputs - 1, high - t);
-    for (int64_t p = max64(0, low - t); p < end;) {
-      const int64_t vectors = min64((end - p + L - 1) / L, 3);
-      block->of_vectors[vectors](x + t + p, row, grad_y + t * step, channel, step, channels, to + t * to_row + p, to_row);
-      p += vectors * L;
-    }
-  }
+  int64_t t = 0;
+  auto outputs = [&](auto count) {
+    constexpr int R = decltype(count)::value;
+    for (; t + R <= n; t += R)
+      for (int64_t p = max64(0, low - t), end = min64(K + R - 1, high - t); p < end;) {
+        const int64_t vectors = min64((end - p + L - 1) / L, 3);
+        const auto block = vectors == 3   ? product_block<A, R, 3>
+                           : vectors == 2 ? product_block<A, R, 2>
+                                          : product_block<A, R, 1>;
+        block(x + t + p, row, grad_y + t * step, channel, step, channels, to + t * to_row + p, to_row);
+        p += vectors * L;
+      }
+  };
+  if (kRows > 4) outputs(Count<kRows>{});
+  outputs(Count<4>{});
+  outputs(Count<2>{});
+  outputs(Count<1>{});
 }
 
 // Rows of taps, one for each of n positions, become the K rows of g, or are added to them.
@@ -208,7 +220,8 @@ NOINLINE void transpose_taps(const A* from, int64_t from_row, int64_t K, int64_t
 #pragma GCC unroll 16
         for (int r = 0; r < L; ++r) store(to + r * stride, square[r]);
       } else {
-        for (int r = 0; r < min64(L, K - i); ++r) store(to + r * stride, add ? load(to + r * stride) + square[r] : square[r]);
+        for (int r = 0; r < min64(L, K - i); ++r)
+          store(to + r * stride, add ? load(to + r * stride) + square[r] : square[r]);
       }
     }
 }

@@ -1,5 +1,5 @@
-// The gradient of a dynamic convolution's kernels: a product of grad_y and x, which goes back through the softmax; its weights are made anew.
-// Included by kernels only; internal linkage.
+// The gradient of a dynamic convolution's kernels: a product of grad_y and x, which goes back through the softmax; its
+// weights are made anew. Included by kernels only; internal linkage.
 #pragma once
 #include "kernels/dynamic_grad_blocks.h"
 
@@ -8,8 +8,8 @@ namespace {
 
 // The gradient of head h's numbers at positions [t, t + n), from that of its weights, whose rows are changed.
 template <class E, class A>
-NOINLINE void softmax_backward(const DynamicGeometry& g, int64_t h, const void* kernels, int64_t t, int64_t n, A* table, int64_t tile,
-                               A* largest, A* grad_weights, void* grad_kernels) {
+NOINLINE void softmax_backward(const DynamicGeometry& g, int64_t h, const void* kernels, int64_t t, int64_t n, A* table,
+                               int64_t tile, A* largest, A* grad_weights, void* grad_kernels) {
   typedef typename Vec<A>::V V;
   constexpr int64_t L = Vec<A>::lanes;
   if (g.softmax) make_weights<E>(g, h, kernels, t, n, table, tile, largest);
@@ -17,7 +17,8 @@ NOINLINE void softmax_backward(const DynamicGeometry& g, int64_t h, const void* 
   E* grad = (E*)grad_kernels + h * g.kernel * g.positions + t;
   for (int64_t p = 0; p < n; p += L) {
     V dot{};
-    for (int64_t i = 0; g.softmax && i < g.kernel; ++i) dot += load(table + i * tile + p) * load(grad_weights + i * tile + p);
+    for (int64_t i = 0; g.softmax && i < g.kernel; ++i)
+      dot += load(table + i * tile + p) * load(grad_weights + i * tile + p);
     for (int64_t i = 0; i < g.kernel; ++i) {
       const V d = load(grad_weights + i * tile + p);
       store_part<A>(grad + i * g.positions + p, g.softmax ? load(table + i * tile + p) * (d - dot) : d, n - p);
@@ -25,10 +26,11 @@ NOINLINE void softmax_backward(const DynamicGeometry& g, int64_t h, const void* 
   }
 }
 
-// The same of one kernel for all positions, whose weights' gradients are rows of n positions, in whole vectors, to be added up.
+// The same of one kernel for all positions, whose weights' gradients are rows of n positions, in whole vectors, to be
+// added up.
 template <class E, class A>
-NOINLINE void softmax_backward_of_column(const DynamicGeometry& g, int64_t h, const void* kernels, A* column, A* grad_weights,
-                                         int64_t tile, int64_t n, void* grad_kernels) {
+NOINLINE void softmax_backward_of_column(const DynamicGeometry& g, int64_t h, const void* kernels, A* column,
+                                         A* grad_weights, int64_t tile, int64_t n, void* grad_kernels) {
   typedef typename Vec<A>::V V;
   constexpr int64_t L = Vec<A>::lanes;
   const int64_t K = g.kernel;
@@ -43,7 +45,8 @@ NOINLINE void softmax_backward_of_column(const DynamicGeometry& g, int64_t h, co
   A dot = 0;
   if (g.softmax) {
     V lanes[L] = {};
-    for (int64_t i = 0; i < K; i += L) lanes[0] += load_part<A>(column + i, K - i) * load_part<A>(grad_weights + i, K - i);
+    for (int64_t i = 0; i < K; i += L)
+      lanes[0] += load_part<A>(column + i, K - i) * load_part<A>(grad_weights + i, K - i);
     dot = lane_sums<A>(lanes)[0];
   }
   for (int64_t i = 0; i < K; i += L) {
@@ -76,7 +79,8 @@ template <class A> struct GradKernels {
     const int64_t rows = TileInput(tile, g.kernel, g.dilation).rows;
     row = round_up(rows, kUnit) + 3 * kUnit + Vec<float>::lanes;
     pack = products ? 2 * kPack : kPack;
-    taps_row = ((kMargin + g.kernel + kRows + 2 * L - 1) / L | 1) * L;  // an odd number of vectors: L1 would hold few rows of another
+    taps_row = ((kMargin + g.kernel + kRows + 2 * L - 1) / L | 1) *
+               L;  // an odd number of vectors: L1 would hold few rows of another
     table = arena.take<A>(g.kernel * tile);
     grad_weights = arena.take<A>((g.positions == 1 ? g.heads : 1) * g.kernel * tile);
     largest = arena.take<A>(tile);
@@ -87,7 +91,8 @@ template <class A> struct GradKernels {
     taps = arena.take<A>(products ? tile * taps_row : 0);
     segment = arena.take<Segment>(rows);
   }
-  // Three operations a sum, against two transpositions of what the sums are made from and products with what no tap meets.
+  // Three operations a sum, against two transpositions of what the sums are made from and products with what no tap
+  // meets.
   static bool has_few_sums(const DynamicGeometry& g) {
     const int64_t met = g.dilation == 1 ? round_up(g.kernel + kRows - 1, L) : 2 * g.kernel;
     return 3 * g.kernel <= (12 + met - g.kernel) * (g.group / L);
@@ -96,9 +101,9 @@ template <class A> struct GradKernels {
 };
 
 template <class A>
-void grad_kernels_tiles(const DynamicGeometry& g, const Edges<A>& edges, const SoftmaxBackward<A>& softmax_backward, int64_t first,
-                        int64_t last, const char* grad_y, const char* x, const void* kernels, const uint8_t* mask, void* grad,
-                        void* scratch) {
+void grad_kernels_tiles(const DynamicGeometry& g, const Edges<A>& edges, const SoftmaxBackward<A>& softmax_backward,
+                        int64_t first, int64_t last, const char* grad_y, const char* x, const void* kernels,
+                        const uint8_t* mask, void* grad, void* scratch) {
   typedef typename Vec<A>::V V;
   constexpr int64_t L = Vec<A>::lanes;
   GradKernels<A> f(g, edges, scratch);
@@ -122,7 +127,8 @@ void grad_kernels_tiles(const DynamicGeometry& g, const Edges<A>& edges, const S
         for (int64_t i = 0; !one && i < K; ++i)
           for (int64_t p = 0; p < n; p += L) store(grad_weights + i * tile + p, V{});
         point_rows(segments, (const A*)x + c, g.x_step, f.x, f.rows_of_x);
-        add_grads_of_rows(f.rows_of_x, input, nonzero, (const A*)grad_y + c + t * g.y_step, g.y_step, g.group, n, grad_weights, tile);
+        add_grads_of_rows(f.rows_of_x, input, nonzero, (const A*)grad_y + c + t * g.y_step, g.y_step, g.group, n,
+                          grad_weights, tile);
         if (!one) softmax_backward.of_tile(g, h, kernels, t, n, f.table, tile, f.largest, grad_weights, grad);
       }
       continue;
@@ -171,11 +177,12 @@ template <class E> size_t grad_kernels_bytes(const DynamicGeometry& g) {
   return GradKernels<typename Accumulator<E>::type>(g, edges<E>, nullptr).arena.at;
 }
 template <class E>
-void grad_kernels(const DynamicGeometry& g, int64_t first, int64_t last, const void* grad_y, const void* x, const void* kernels,
-                  const uint8_t* mask, void* grad, void* scratch) {
+void grad_kernels(const DynamicGeometry& g, int64_t first, int64_t last, const void* grad_y, const void* x,
+                  const void* kernels, const uint8_t* mask, void* grad, void* scratch) {
   typedef typename Accumulator<E>::type A;
   static constexpr SoftmaxBackward<A> backward{softmax_backward<E, A>, softmax_backward_of_column<E, A>};
-  grad_kernels_tiles<A>(g, edges<E>, backward, first, last, (const char*)grad_y, (const char*)x, kernels, mask, grad, scratch);
+  grad_kernels_tiles<A>(g, edges<E>, backward, first, last, (const char*)grad_y, (const char*)x, kernels, mask, grad,
+                        scratch);
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
-// The edge of a tile of positions, where layouts, element types, pads and masks end: what it reads is copied, widened, into scratch, and sums
-// are rounded and stored. Within it only the type of the sums is known. Included by kernels only; internal linkage.
+// The edge of a tile of positions, where layouts, element types, pads and masks end: what it reads is copied, widened,
+// into scratch, and sums are rounded and stored. Within it only the type of the sums is known. Included by kernels
+// only; internal linkage.
 #pragma once
 #include "kernels/dynamic_weights.h"
 #include "simd/transpose.h"
@@ -22,7 +23,8 @@ struct Arena {
 // Rows [row, row + count) of a tile are positions from `from` on, or zeros where it is negative.
 struct Segment { int64_t row, count, from; };
 
-// The rows of a tile, in order. There are at most as many segments as rows, and 3 for each chunk where nothing is masked or mirrored.
+// The rows of a tile, in order. There are at most as many segments as rows, and 3 for each chunk where nothing is
+// masked or mirrored.
 struct Segments {
   Segment* segment;
   int64_t count;
@@ -56,11 +58,12 @@ struct Segments {
   }
 };
 
-// How a tile of `outputs` reads: tap i of output t is row t + i·step. Neighbouring taps share their rows unless they are further apart than
-// the tile is long.
+// How a tile of `outputs` reads: tap i of output t is row t + i·step. Neighbouring taps share their rows unless they
+// are further apart than the tile is long.
 struct TileInput {
   int64_t step, rows;
-  TileInput(int64_t outputs, int64_t K, int64_t dilation) : step(min64(outputs, dilation)), rows(outputs + (K - 1) * step) {}
+  TileInput(int64_t outputs, int64_t K, int64_t dilation)
+      : step(min64(outputs, dilation)), rows(outputs + (K - 1) * step) {}
 };
 
 INLINE Segments segments_of(const DynamicGeometry& g, int64_t first, int64_t n, int64_t before, int64_t length,
@@ -85,7 +88,8 @@ struct NonzeroRows {
   }
 };
 
-// Taps [first, last) of `count` positions from p on that reach such a row; one at least, in which a weight that is NaN shows.
+// Taps [first, last) of `count` positions from p on that reach such a row; one at least, in which a weight that is NaN
+// shows.
 struct Taps { int64_t first, last; };
 INLINE Taps taps_of(const TileInput& input, const NonzeroRows& rows, int64_t p, int64_t count) {
   if (rows.low <= p && p + count + (rows.kernel - 1) * input.step <= rows.high) return {0, rows.kernel};
@@ -104,8 +108,8 @@ template <class A> INLINE void point_rows(const Segments& s, const A* x, int64_t
 
 // Up to `vectors` of channels [0, channels) side by side in each row, zeros beyond the last.
 template <class E>
-NOINLINE void pack_rows(const Segments& s, const void* x, int64_t step, int64_t channel, int64_t channels, int64_t vectors,
-                        typename Accumulator<E>::type* to) {
+NOINLINE void pack_rows(const Segments& s, const void* x, int64_t step, int64_t channel, int64_t channels,
+                        int64_t vectors, typename Accumulator<E>::type* to) {
   typedef typename Accumulator<E>::type A;
   typedef typename Vec<A>::V V;
   constexpr int L = Vec<A>::lanes;
@@ -117,9 +121,17 @@ NOINLINE void pack_rows(const Segments& s, const void* x, int64_t step, int64_t 
       continue;
     }
     const E* from = (const E*)x + at.from * step;
+    if (channel == 1 && vectors == 2 && channels >= width) {
+      for (int64_t r = 0; r < at.count; ++r, row += width, from += step) {
+        store(row, load(from));
+        store(row + L, load(from + L));
+      }
+      continue;
+    }
     if (channel == 1) {
       for (int64_t r = 0; r < at.count; ++r, row += width, from += step)
-        for (int64_t v = 0; v < width; v += L) store(row + v, channels > v ? load_part<A>(from + v, channels - v) : V{});
+        for (int64_t v = 0; v < width; v += L)
+          store(row + v, channels > v ? load_part<A>(from + v, channels - v) : V{});
       continue;
     }
     for (int64_t v = 0; v < vectors; ++v)
@@ -145,7 +157,8 @@ NOINLINE void pack_rows(const Segments& s, const void* x, int64_t step, int64_t 
   }
 }
 
-// `channels` of them one under the other, `row` apart: the positions of each, then zeros, as many as a block may read beyond them.
+// `channels` of them one under the other, `row` apart: the positions of each, then zeros, as many as a block may read
+// beyond them.
 template <class E>
 NOINLINE void pack_channels(const Segments& s, const void* xv, int64_t step, int64_t channel, int64_t channels,
                             typename Accumulator<E>::type* to, int64_t row) {
@@ -203,8 +216,8 @@ NOINLINE void pack_channels(const Segments& s, const void* xv, int64_t step, int
 
 // A matrix (rows, columns) of sums, whose rows are elements of `to`.
 template <class E>
-NOINLINE void store_rows(const typename Accumulator<E>::type* from, int64_t from_row, int64_t rows, int64_t columns, void* to,
-                         int64_t to_row) {
+NOINLINE void store_rows(const typename Accumulator<E>::type* from, int64_t from_row, int64_t rows, int64_t columns,
+                         void* to, int64_t to_row) {
   typedef typename Accumulator<E>::type A;
   constexpr int64_t L = Vec<A>::lanes;
   for (int64_t r = 0; r < rows; ++r)
@@ -214,8 +227,8 @@ NOINLINE void store_rows(const typename Accumulator<E>::type* from, int64_t from
 
 // Squares of a matrix (rows, columns) become squares of its transpose, whose rows are elements.
 template <class E>
-NOINLINE void store_columns(const typename Accumulator<E>::type* from, int64_t from_row, int64_t rows, int64_t columns, void* tov,
-                            int64_t to_row) {
+NOINLINE void store_columns(const typename Accumulator<E>::type* from, int64_t from_row, int64_t rows, int64_t columns,
+                            void* tov, int64_t to_row) {
   typedef typename Accumulator<E>::type A;
   constexpr int64_t L = Vec<A>::lanes;
   E* to = (E*)tov;
@@ -258,9 +271,11 @@ template <class A> struct Edges {
   void (*clear_masked)(const uint8_t*, int64_t, int64_t, void*, int64_t, int64_t);
 };
 template <class E>
-constexpr Edges<typename Accumulator<E>::type> edges{
-    sizeof(E),        sizeof(E) != sizeof(typename Accumulator<E>::type), make_column<E>, make_weights<E>, pack_rows<E>,
-    pack_channels<E>, store_rows<E>, store_columns<E>, clear_masked<E>};
+constexpr Edges<typename Accumulator<E>::type> edges{sizeof(E),      sizeof(E) != sizeof(typename Accumulator<E>::type),
+                                                     make_column<E>, make_weights<E>,
+                                                     pack_rows<E>,   pack_channels<E>,
+                                                     store_rows<E>,  store_columns<E>,
+                                                     clear_masked<E>};
 
 }  // namespace
 }  // namespace omniconv

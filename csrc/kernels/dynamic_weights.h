@@ -16,7 +16,8 @@ INLINE uint64_t mix_bits(uint64_t x) {
   return x ^ x >> 32;
 }
 
-// Drops of a row of n numbers, the first of which is at position `from`: nothing is stored, and every pass draws the same.
+// Drops of a row of n numbers, the first of which is at position `from`: nothing is stored, and every pass draws the
+// same.
 template <class A> NOINLINE void drop(const DynamicGeometry& g, uint64_t row, int64_t from, int64_t n, A* numbers) {
   const uint64_t key = mix_bits(g.seed + mix_bits(row + 1));
   const uint32_t low = uint32_t(key), high = uint32_t(key >> 32), dropped = g.dropped;
@@ -45,7 +46,8 @@ template <class A> void drop_column(const DynamicGeometry& g, int64_t h, A* colu
 
 // The one column of head h as weights: column[0, K), and whole vectors beyond.
 template <class E>
-NOINLINE void make_column(const DynamicGeometry& g, int64_t h, const void* kernels, typename Accumulator<E>::type* column) {
+NOINLINE void make_column(const DynamicGeometry& g, int64_t h, const void* kernels,
+                          typename Accumulator<E>::type* column) {
   typedef typename Accumulator<E>::type A;
   typedef typename Vec<A>::V V;
   constexpr int L = Vec<A>::lanes;
@@ -61,10 +63,12 @@ NOINLINE void make_column(const DynamicGeometry& g, int64_t h, const void* kerne
   for (int64_t i = 0; i < K; i += L) store(column + i, load(column + i) * share);
 }
 
-// Weights of head h at positions [from, from + n), in rows, `stride` apart, of whole vectors; `largest` holds a number for each position.
+// Weights of head h at positions [from, from + n), in rows, `stride` apart, of whole vectors; `largest` holds a number
+// for each position.
 template <class E>
 NOINLINE void make_weights(const DynamicGeometry& g, int64_t h, const void* kernels, int64_t from, int64_t n,
-                           typename Accumulator<E>::type* weights, int64_t stride, typename Accumulator<E>::type* largest) {
+                           typename Accumulator<E>::type* weights, int64_t stride,
+                           typename Accumulator<E>::type* largest) {
   typedef typename Accumulator<E>::type A;
   typedef typename Vec<A>::V V;
   constexpr int L = Vec<A>::lanes;

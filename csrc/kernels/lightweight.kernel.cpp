@@ -1,8 +1,8 @@
-// Lightweight kernels; compiled once per instruction set. Lanes are channels: a tile of the input is copied, widened and where it must be
-// transposed, into scratch, so that every load of a sum is aligned and serves several outputs.
+// Lightweight kernels; compiled once per instruction set. Lanes are channels: a tile of the input is copied, widened
+// and where it must be transposed, into scratch, so that every load of a sum is aligned and serves several outputs.
 //
-// A clean build is paid by instantiations: the element type is known at the edges of a tile only, sums are activated in one place, and few K
-// have a body of their own (GCC 12, Zen 3: see docs/decisions/0006-sequence-engine.md).
+// A clean build is paid by instantiations: the element type is known at the edges of a tile only, sums are activated in
+// one place, and few K have a body of their own (GCC 12, Zen 3: see docs/decisions/0006-sequence-engine.md).
 #include "kernels/lightweight_grad.h"
 #include "kernels/lightweight_rows.h"
 
@@ -93,8 +93,8 @@ INLINE bool tile_block(const A* x, const A* w, int64_t K, int64_t D, typename Ve
 }
 
 template <class A>
-NOINLINE void forward_tile(const A* x, const A* w, int64_t K, int64_t D, const A* bias, int64_t count, const OutputTile& to,
-                           const Edges<A>& edges) {
+NOINLINE void forward_tile(const A* x, const A* w, int64_t K, int64_t D, const A* bias, int64_t count,
+                           const OutputTile& to, const Edges<A>& edges) {
   constexpr int64_t L = Vec<A>::lanes, kStaged = 4 * kBlock;
   const typename Vec<A>::V b = bias ? load_part<A>(bias, to.lanes) : typename Vec<A>::V{};
   A sums[kStaged * L] __attribute__((aligned(64)));
@@ -121,8 +121,9 @@ NOINLINE void forward_tile(const A* x, const A* w, int64_t K, int64_t D, const A
 }
 
 template <class A>
-void forward_tiles(const LightweightGeometry& g, int64_t c0, int64_t c1, int64_t t0, int64_t t1, const char* x, const A* weight,
-                   const A* bias, const uint8_t* mask, const uint8_t* zeroed, char* y, void* scratch, const Edges<A>& edges) {
+void forward_tiles(const LightweightGeometry& g, int64_t c0, int64_t c1, int64_t t0, int64_t t1, const char* x,
+                   const A* weight, const A* bias, const uint8_t* mask, const uint8_t* zeroed, char* y, void* scratch,
+                   const Edges<A>& edges) {
   constexpr int64_t L = Vec<A>::lanes;
   const Tiling tiling(g);
   A *tile = (A*)scratch, *w = tile + (tiling.rows + tiling.outputs) * kVectors * L;
@@ -134,14 +135,17 @@ void forward_tiles(const LightweightGeometry& g, int64_t c0, int64_t c1, int64_t
   int64_t head = -1;
   for (int64_t q = 0; q < min64(tiling.phases, t1); ++q) {
     // outputs q + r·phases in [t0, t1)
-    const int64_t r0 = max64(0, (t0 - q + tiling.phases - 1) / tiling.phases), r1 = (t1 - q + tiling.phases - 1) / tiling.phases;
+    const int64_t r0 = max64(0, (t0 - q + tiling.phases - 1) / tiling.phases),
+                  r1 = (t1 - q + tiling.phases - 1) / tiling.phases;
     for (int64_t r = r0; r < r1; r += tiling.outputs) {
-      const int64_t count = min64(tiling.outputs, r1 - r), t = q + r * tiling.phases, first = t - g.before, rows = count + tiling.halo;
+      const int64_t count = min64(tiling.outputs, r1 - r), t = q + r * tiling.phases, first = t - g.before,
+                    rows = count + tiling.halo;
       const uint8_t* zero = zeroed ? zeroed + t : nullptr;
       for (int64_t b = c0; b < c1; b += kVectors * L) {
         const int64_t end = min64(b + kVectors * L, c1);
         if (channels_last)
-          edges.load_rows(from, g.mode, mask, x + b * element, end - b, first, tiling.phases, rows, tile, tiling.rows * L);
+          edges.load_rows(from, g.mode, mask, x + b * element, end - b, first, tiling.phases, rows, tile,
+                          tiling.rows * L);
         for (int64_t c = b; c < end; c += L) {
           const int64_t lanes = min64(L, end - c);
           const bool direct = keeps_type && lanes == L;
@@ -150,11 +154,22 @@ void forward_tiles(const LightweightGeometry& g, int64_t c0, int64_t c1, int64_t
             edges.load_tile(from, g.mode, mask, x + c * g.x_channel * element, lanes, first, tiling.phases, rows, tile);
           expand_weights(g, weight, c, lanes, w, head);
           // rows of channels are put together before they are written: see kernels/lightweight_rows.h
-          const OutputTile to =
-              channels_last
-                  ? OutputTile{staging + (c - b) * element, kVectors * L, 1, lanes, zero, tiling.phases, g.activation, direct}
-                  : OutputTile{y + (c * g.y_channel + t * g.y_step) * element, y_step, g.y_channel, lanes, zero, tiling.phases,
-                               g.activation, direct && (y_step == 1 || g.y_channel == 1)};
+          const OutputTile to = channels_last ? OutputTile{staging + (c - b) * element,
+                                                           kVectors * L,
+                                                           1,
+                                                           lanes,
+                                                           zero,
+                                                           tiling.phases,
+                                                           g.activation,
+                                                           direct}
+                                              : OutputTile{y + (c * g.y_channel + t * g.y_step) * element,
+                                                           y_step,
+                                                           g.y_channel,
+                                                           lanes,
+                                                           zero,
+                                                           tiling.phases,
+                                                           g.activation,
+                                                           direct && (y_step == 1 || g.y_channel == 1)};
           forward_tile<A>(at, w, g.kernel, tiling.dilation, bias ? bias + c : nullptr, count, to, edges);
         }
         for (int64_t i = 0; channels_last && i < count; ++i)
@@ -166,21 +181,23 @@ void forward_tiles(const LightweightGeometry& g, int64_t c0, int64_t c1, int64_t
 }
 
 template <class E>
-void forward(const LightweightGeometry& g, int64_t c0, int64_t c1, int64_t t0, int64_t t1, const void* x, const void* weight,
-             const void* bias, const uint8_t* mask, const uint8_t* zeroed, void* y, void* scratch) {
+void forward(const LightweightGeometry& g, int64_t c0, int64_t c1, int64_t t0, int64_t t1, const void* x,
+             const void* weight, const void* bias, const uint8_t* mask, const uint8_t* zeroed, void* y, void* scratch) {
   typedef typename Accumulator<E>::type A;
   if constexpr (kConvertsHalves || sizeof(E) == sizeof(A))
     if (reads_in_place<E>(g) && c1 - c0 >= Vec<A>::lanes)
-      return forward_rows<E>(g, c0, c1, t0, t1, (const E*)x, (const A*)weight, (const A*)bias, mask, zeroed, (E*)y, scratch);
-  forward_tiles<A>(g, c0, c1, t0, t1, (const char*)x, (const A*)weight, (const A*)bias, mask, zeroed, (char*)y, scratch, edges<E>);
+      return forward_rows<E>(g, c0, c1, t0, t1, (const E*)x, (const A*)weight, (const A*)bias, mask, zeroed, (E*)y,
+                             scratch);
+  forward_tiles<A>(g, c0, c1, t0, t1, (const char*)x, (const A*)weight, (const A*)bias, mask, zeroed, (char*)y, scratch,
+                   edges<E>);
 }
 
 template <class E>
-void grad_weight(const LightweightGeometry& g, int64_t c0, int64_t c1, int64_t samples, const void* x, const void* grad_y,
-                 const uint8_t* mask, void* grad_weight, void* grad_bias, void* scratch) {
+void grad_weight(const LightweightGeometry& g, int64_t c0, int64_t c1, int64_t samples, const void* x,
+                 const void* grad_y, const uint8_t* mask, void* grad_weight, void* grad_bias, void* scratch) {
   typedef typename Accumulator<E>::type A;
-  grad_weight_tiles<A>(g, c0, c1, samples, (const char*)x, (const char*)grad_y, mask, (A*)grad_weight, (A*)grad_bias, (A*)scratch,
-                       edges<E>);
+  grad_weight_tiles<A>(g, c0, c1, samples, (const char*)x, (const char*)grad_y, mask, (A*)grad_weight, (A*)grad_bias,
+                       (A*)scratch, edges<E>);
 }
 
 }  // namespace

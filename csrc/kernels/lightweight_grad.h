@@ -1,12 +1,13 @@
-// The gradient of a lightweight convolution's weights, and the softmax before them. Included by kernels only; internal linkage.
+// The gradient of a lightweight convolution's weights, and the softmax before them. Included by kernels only; internal
+// linkage.
 #pragma once
 #include "kernels/lightweight_tile.h"
 
 namespace omniconv {
 namespace {
 
-// Taps [0, Q) of the weight gradient from n outputs: sums (Q, L) are added to. With few taps a tap has several sums, for an addition
-// takes four cycles.
+// Taps [0, Q) of the weight gradient from n outputs: sums (Q, L) are added to. With few taps a tap has several sums,
+// for an addition takes four cycles.
 template <class A, int Q> INLINE void add_grad_taps(A* total, const A* x, const A* grad_y, int64_t n, int64_t D) {
   typedef typename Vec<A>::V V;
   constexpr int L = Vec<A>::lanes, R = Q > 4 ? 1 : Q > 2 ? 2 : 4;
@@ -78,8 +79,9 @@ template <class A> void add_lanes(const A* rows, int64_t K, A* to) {
 }
 
 template <class A>
-void grad_weight_tiles(const LightweightGeometry& g, int64_t c0, int64_t c1, int64_t samples, const char* x, const char* grad_y,
-                       const uint8_t* mask, A* grad_weight, A* grad_bias, A* scratch, const Edges<A>& edges) {
+void grad_weight_tiles(const LightweightGeometry& g, int64_t c0, int64_t c1, int64_t samples, const char* x,
+                       const char* grad_y, const uint8_t* mask, A* grad_weight, A* grad_bias, A* scratch,
+                       const Edges<A>& edges) {
   typedef typename Vec<A>::V V;
   constexpr int64_t L = Vec<A>::lanes;
   const Tiling tiling(g);
@@ -92,8 +94,8 @@ void grad_weight_tiles(const LightweightGeometry& g, int64_t c0, int64_t c1, int
     const int64_t channels = min64(width, c1 - b);
     for (int64_t i = 0; i < (g.kernel + 1) * width; i += L) store(total + i, V{});
     for (int64_t n = 0; n < samples; ++n) {
-      const char *x_at = x + (n * g.x_sample + b * g.x_channel) * edges.element;
-      const char *grad_at = grad_y + (n * g.y_sample + b * g.y_channel) * edges.element;
+      const char* x_at = x + (n * g.x_sample + b * g.x_channel) * edges.element;
+      const char* grad_at = grad_y + (n * g.y_sample + b * g.y_channel) * edges.element;
       const uint8_t* hidden = mask ? mask + n * g.length : nullptr;
       for (int64_t q = 0; q < min64(tiling.phases, g.outputs); ++q) {
         const int64_t of_phase = (g.outputs - q + tiling.phases - 1) / tiling.phases;

@@ -1,18 +1,20 @@
-// Lightweight convolution of channels-last whose rows are read where they lie. Included by kernels only; internal linkage.
+// Lightweight convolution of channels-last whose rows are read where they lie. Included by kernels only; internal
+// linkage.
 //
-// The rows that a block of outputs meets are found through a pointer a row (zeros for pads and masked positions). Lines of rows that lie a
-// power of two apart fall into one set of L1, so that a vector of half a line would fetch its line twice: such outputs are put together in
-// rows before they are written (AVX2, N8 C1024 T256 K7: 2.66 ms and 1.66). Whole lines are written where they belong (AVX-512, N128 C512 T25
-// K15, kernels alone: 0.79 ms and 0.63).
+// The rows that a block of outputs meets are found through a pointer a row (zeros for pads and masked positions). Lines
+// of rows that lie a power of two apart fall into one set of L1, so that a vector of half a line would fetch its line
+// twice: such outputs are put together in rows before they are written (AVX2, N8 C1024 T256 K7: 2.66 ms and 1.66).
+// Whole lines are written where they belong (AVX-512, N128 C512 T25 K15, kernels alone: 0.79 ms and 0.63).
 #pragma once
 #include "kernels/lightweight_tile.h"
 
 namespace omniconv {
 namespace {
 
-// Vectors are half a line and taps many: then each half is fetched for every 4 taps, and a copy is faster (AVX2, float32, N8 C1024 T30 K31:
-// 0.39 ms and 0.29 copied; bfloat16, which is widened as it is copied, 2.3 and 8.4 at N8 C512 T512 K31). Where an instruction set has no
-// conversion of half types, every element is converted once, by the copy.
+// Vectors are half a line and taps many: then each half is fetched for every 4 taps, and a copy is faster (AVX2,
+// float32, N8 C1024 T30 K31: 0.39 ms and 0.29 copied; bfloat16, which is widened as it is copied, 2.3 and 8.4 at N8
+// C512 T512 K31). Where an instruction set has no conversion of half types, every element is converted once, by the
+// copy.
 template <class E> bool reads_in_place(const LightweightGeometry& g) {
   typedef typename Accumulator<E>::type A;
   const bool halves = sizeof(E) < sizeof(A), few_fetches = kVectorIsLine || halves || g.kernel <= 8;
@@ -63,7 +65,8 @@ template <class E, class A> struct RowCall {
 
 constexpr int64_t kStagedVectors = kVectorIsLine ? 1 : 1024 / VECTOR_BYTES;  // of channels: rows of 1 KB
 
-// Outputs [t, t + n), n <= P, of all channels; taps outside [from, to) meet nothing but zeros. K taps, or 0 for any number.
+// Outputs [t, t + n), n <= P, of all channels; taps outside [from, to) meet nothing but zeros. K taps, or 0 for any
+// number.
 template <class E, class A, int P, int K>
 NOINLINE void row_block(const RowCall<E, A>& s, int64_t t, int64_t n, const E* const* row, int64_t from, int64_t to) {
   typedef typename Vec<A>::V V;
@@ -94,7 +97,8 @@ NOINLINE void row_block(const RowCall<E, A>& s, int64_t t, int64_t n, const E* c
   }
 }
 
-template <class E, class A> using RowBlock = void (*)(const RowCall<E, A>&, int64_t, int64_t, const E* const*, int64_t, int64_t);
+template <class E, class A> using RowBlock = void (*)(const RowCall<E, A>&, int64_t, int64_t, const E* const*, int64_t,
+                                                      int64_t);
 
 // K of 3, 5 and 7, which networks have, are each taken at once; float64 has one body.
 template <class E, class A, int P> RowBlock<E, A> row_block_of(int64_t K) {
@@ -108,8 +112,8 @@ template <class E, class A, int P> RowBlock<E, A> row_block_of(int64_t K) {
 
 template <class E>
 void forward_rows(const LightweightGeometry& g, int64_t c0, int64_t c1, int64_t t0, int64_t t1, const E* x,
-                  const typename Accumulator<E>::type* weight, const typename Accumulator<E>::type* bias, const uint8_t* mask,
-                  const uint8_t* zeroed, E* y, void* scratch) {
+                  const typename Accumulator<E>::type* weight, const typename Accumulator<E>::type* bias,
+                  const uint8_t* mask, const uint8_t* zeroed, E* y, void* scratch) {
   typedef typename Accumulator<E>::type A;
   constexpr int64_t L = Vec<A>::lanes;
   const int64_t channels = c1 - c0, vectors = (channels + L - 1) / L, taps = g.kernel;
@@ -131,10 +135,15 @@ void forward_rows(const LightweightGeometry& g, int64_t c0, int64_t c1, int64_t 
   }
   A staging[kBlock * kStagedVectors * L] __attribute__((aligned(64)));
   const bool direct = g.activation == kNone && !zeroed;
-  const RowCall<E, A> call{channels, vectors, weights, bias ? bias + c0 : nullptr,
-                           {(char*)(y + c0), g.y_step, 1, L, zeroed, 1, g.activation, direct}, staging};
+  const RowCall<E, A> call{channels,
+                           vectors,
+                           weights,
+                           bias ? bias + c0 : nullptr,
+                           {(char*)(y + c0), g.y_step, 1, L, zeroed, 1, g.activation, direct},
+                           staging};
   const RowBlock<E, A> block4 = row_block_of<E, A, 4>(taps), block8 = row_block_of<E, A, 8>(taps);
-  const RowBlock<E, A> block12 = row_block_of<E, A, (kBlock == 16 ? 12 : 8)>(taps), block16 = row_block_of<E, A, kBlock>(taps);
+  const RowBlock<E, A> block12 = row_block_of<E, A, (kBlock == 16 ? 12 : 8)>(taps),
+                       block16 = row_block_of<E, A, kBlock>(taps);
   for (int64_t t = t0; t < t1;) {
     const int64_t rest = t1 - t;
     // as few as possible beyond the end: 24 are 12 and 12

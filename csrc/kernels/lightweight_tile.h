@@ -1,6 +1,6 @@
-// What the lightweight kernels share: how a call is tiled, and the edge of a tile, where layouts, element types and padding end: the input is
-// copied, widened, into scratch, and sums are activated, rounded and stored. Between these only the type of the sums is known.
-// Included by kernels only; internal linkage.
+// What the lightweight kernels share: how a call is tiled, and the edge of a tile, where layouts, element types and
+// padding end: the input is copied, widened, into scratch, and sums are activated, rounded and stored. Between these
+// only the type of the sums is known. Included by kernels only; internal linkage.
 #pragma once
 #include "kernels/depthwise_window.h"
 #include "kernels/lightweight.h"
@@ -39,7 +39,8 @@ struct Strides { int64_t step, channel, length; };
 
 // ---- into a tile
 
-// Positions first + r·step, r in [0, count), of `lanes` channels: row r of `to`, or zeros where there is nothing or the mask is set.
+// Positions first + r·step, r in [0, count), of `lanes` channels: row r of `to`, or zeros where there is nothing or the
+// mask is set.
 template <class E>
 NOINLINE void load_tile(const Strides& s, Mode mode, const uint8_t* mask, const void* xv, int64_t lanes, int64_t first,
                         int64_t step, int64_t count, typename Accumulator<E>::type* to) {
@@ -90,8 +91,9 @@ NOINLINE void load_tile(const Strides& s, Mode mode, const uint8_t* mask, const 
 
 // The same of channels-last, `channels` of them, position by position: vector v of them is at to + v·vector_stride.
 template <class E>
-NOINLINE void load_rows(const Strides& s, Mode mode, const uint8_t* mask, const void* xv, int64_t channels, int64_t first,
-                        int64_t step, int64_t count, typename Accumulator<E>::type* to, int64_t vector_stride) {
+NOINLINE void load_rows(const Strides& s, Mode mode, const uint8_t* mask, const void* xv, int64_t channels,
+                        int64_t first, int64_t step, int64_t count, typename Accumulator<E>::type* to,
+                        int64_t vector_stride) {
   typedef typename Accumulator<E>::type A;
   constexpr int64_t L = Vec<A>::lanes;
   const E* x = (const E*)xv;
@@ -154,11 +156,11 @@ NOINLINE void store_block(typename Accumulator<E>::type* sums, int64_t r, int64_
   }
 }
 
-// Row t + j of y, j in [0, n), becomes `sums` + j·stride, of `channels` channels, a vector at least; the last vector goes over some channels
-// twice. Rows that are `zeroed` become zeros.
+// Row t + j of y, j in [0, n), becomes `sums` + j·stride, of `channels` channels, a vector at least; the last vector
+// goes over some channels twice. Rows that are `zeroed` become zeros.
 template <class E>
-NOINLINE void store_rows(typename Accumulator<E>::type* sums, int64_t stride, int64_t t, int64_t n, int64_t c, int64_t vectors,
-                         int64_t channels, const OutputTile& to) {
+NOINLINE void store_rows(typename Accumulator<E>::type* sums, int64_t stride, int64_t t, int64_t n, int64_t c,
+                         int64_t vectors, int64_t channels, const OutputTile& to) {
   typedef typename Accumulator<E>::type A;
   typedef typename Vec<A>::V V;
   constexpr int64_t L = Vec<A>::lanes;
@@ -182,9 +184,11 @@ constexpr Edges<typename Accumulator<E>::type> edges{sizeof(E), load_tile<E>, lo
 
 // ---- weights
 
-// The weights of channels [c, c + lanes), a vector for each tap; `head` is the one whose weights are there already, or −1.
+// The weights of channels [c, c + lanes), a vector for each tap; `head` is the one whose weights are there already, or
+// −1.
 template <class A>
-NOINLINE void expand_weights(const LightweightGeometry& g, const A* weight, int64_t c, int64_t lanes, A* w, int64_t& head) {
+NOINLINE void expand_weights(const LightweightGeometry& g, const A* weight, int64_t c, int64_t lanes, A* w,
+                             int64_t& head) {
   constexpr int64_t L = Vec<A>::lanes;
   const int64_t K = g.kernel, first = c / g.group, last = (c + lanes - 1) / g.group;
   if (first == last) {
