@@ -71,14 +71,19 @@ template <class E, class A, int P, int K>
 NOINLINE void row_block(const RowCall<E, A>& s, int64_t t, int64_t n, const E* const* row, int64_t from, int64_t to) {
   typedef typename Vec<A>::V V;
   constexpr int64_t L = Vec<A>::lanes;
-  for (int64_t v = 0; v < s.vectors; ++v) {
-    const int64_t c = min64(v * L, s.channels - L);  // the last vector goes over some channels twice
-    const V bias = s.bias ? load(s.bias + c) : V{};
+  // in locals: of `s` every field would be read again after a store
+  const int64_t vectors = s.vectors, channels = s.channels;
+  const A* const* const weights = s.weights;
+  const A* const biases = s.bias;
+  A* const staging = s.staging;
+  for (int64_t v = 0; v < vectors; ++v) {
+    const int64_t c = min64(v * L, channels - L);  // the last vector goes over some channels twice
+    const V bias = biases ? load(biases + c) : V{};
     V sum[P];
 #pragma GCC unroll 16
     for (int j = 0; j < P; ++j) sum[j] = bias;
-    if constexpr (K > 0) add_taps_of_rows<E, A, P, K>(sum, row, c, s.weights[v]);
-    else add_rows<E, A, P>(sum, row + from, c, s.weights[v] + from * L, to - from);
+    if constexpr (K > 0) add_taps_of_rows<E, A, P, K>(sum, row, c, weights[v]);
+    else add_rows<E, A, P>(sum, row + from, c, weights[v] + from * L, to - from);
     if constexpr (kVectorIsLine && sizeof(E) == sizeof(A))
       if (s.to.direct) {
         A* y = (A*)s.to.y + t * s.to.step + c;
@@ -87,12 +92,12 @@ NOINLINE void row_block(const RowCall<E, A>& s, int64_t t, int64_t n, const E* c
           if (j < n) store(y + j * s.to.step, sum[j]);
         continue;
       }
-    A* staged = s.staging + v % kStagedVectors * L;
+    A* staged = staging + v % kStagedVectors * L;
 #pragma GCC unroll 16
     for (int j = 0; j < P; ++j) store(staged + j * kStagedVectors * L, sum[j]);
-    if (v % kStagedVectors == kStagedVectors - 1 || v == s.vectors - 1) {
+    if (v % kStagedVectors == kStagedVectors - 1 || v == vectors - 1) {
       const int64_t first = v / kStagedVectors * kStagedVectors;
-      store_rows<E>(s.staging, kStagedVectors * L, t, n, first * L, v + 1 - first, s.channels, s.to);
+      store_rows<E>(staging, kStagedVectors * L, t, n, first * L, v + 1 - first, channels, s.to);
     }
   }
 }

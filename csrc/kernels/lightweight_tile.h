@@ -165,10 +165,16 @@ NOINLINE void store_rows(typename Accumulator<E>::type* sums, int64_t stride, in
   typedef typename Vec<A>::V V;
   constexpr int64_t L = Vec<A>::lanes;
   activate_rows(sums, n, stride, vectors, to.activation);
+  const int64_t whole = min64(vectors, (channels - c) / L);
   for (int64_t j = 0; j < n; ++j, sums += stride) {
-    const bool zero = to.zeroed && to.zeroed[t + j];
-    E* y = (E*)to.y + (t + j) * to.step;
-    for (int64_t v = 0; v < vectors; ++v) store(y + min64(c + v * L, channels - L), zero ? V{} : load(sums + v * L));
+    E *row = (E*)to.y + (t + j) * to.step, *last = row + channels - L;
+    if (to.zeroed && to.zeroed[t + j]) {
+      for (int64_t v = 0; v < whole; ++v) store(row + c + v * L, V{});
+      if (whole < vectors) store(last, V{});
+      continue;
+    }
+    for (int64_t v = 0; v < whole; ++v) store(row + c + v * L, load(sums + v * L));
+    if (whole < vectors) store(last, load(sums + whole * L));
   }
 }
 
