@@ -107,11 +107,29 @@ template <class A> struct GradInput {
             g, edges, tile, TileInput(tile, g.kernel, g.dilation).rows, g.y_step == 1) {}
 };
 
+// Weights of outputs [from, to), in rows or one column, become rows of the n positions that they reach: position p
+// meets output low + i·dilation + p by tap K − 1 − i. Outside of the outputs the weight is 0, whatever the numbers
+// hold.
+template <class A>
+NOINLINE void move_weights(const DynamicGeometry& g, int64_t low, int64_t from, int64_t to, int64_t n, const A* column,
+                           const A* table, int64_t stride, A* moved, int64_t tile) {
+  typedef typename Vec<A>::V V;
+  constexpr int64_t L = Vec<A>::lanes;
+  const int64_t K = g.kernel, dilation = g.dilation;
+  for (int64_t i = 0; i < K; ++i) {
+    const int64_t base = low + i * dilation;
+    const int64_t left = min64(max64(from - base, 0), n), right = max64(min64(to - base, n), left);
+    A* row = moved + i * tile;
+    for (int64_t p = 0; p < n; p += L) store(row + p, V{});
+    const A* weights = table + (K - 1 - i) * stride + base - from;
+    for (int64_t p = left; p < right; p += L)
+      store_part<A>(row + p, column ? broadcast(column[K - 1 - i]) : load_part<A>(weights + p, right - p), right - p);
+  }
+}
+
 template <class A>
 void grad_input_tiles(const DynamicGeometry& g, const Edges<A>& edges, int64_t first, int64_t last, const void* grad_y,
                       const void* kernels, const uint8_t* mask, char* grad_x, void* scratch) {
-  typedef typename Vec<A>::V V;
-  constexpr int64_t L = Vec<A>::lanes;
   GradInput<A> f(g, edges, scratch);
   const int64_t K = g.kernel, tile = f.tile, halo = g.dilation * (K - 1), before = halo - g.before;
   f.convolution.from_step = g.y_step;
@@ -135,19 +153,7 @@ void grad_input_tiles(const DynamicGeometry& g, const Edges<A>& edges, int64_t f
         edges.make_weights(g, h, kernels, from, to - from, f.table, f.outputs, f.largest);
         drop_weights(g, h, from, to - from, f.table, f.outputs);
       }
-      for (int64_t i = 0; i < K; ++i) {
-        // position p meets output low + i·dilation + p by tap K − 1 − i; outside of the outputs the weight is 0,
-        // whatever the numbers hold
-        const int64_t base = low + i * g.dilation;
-        const int64_t left = min64(max64(from - base, 0), n), right = max64(min64(to - base, n), left);
-        A* row = f.moved + i * tile;
-        for (int64_t p = 0; p < n; p += L) store(row + p, V{});
-        const A* weights = f.table + (K - 1 - i) * f.outputs + base - from;
-        for (int64_t p = left; p < right; p += L)
-          store_part<A>(row + p,
-                        g.positions == 1 ? broadcast(f.column[K - 1 - i]) : load_part<A>(weights + p, right - p),
-                        right - p);
-      }
+      move_weights(g, low, from, to, n, g.positions == 1 ? f.column : nullptr, f.table, f.outputs, f.moved, tile);
     });
     if (mask) edges.clear_masked(mask + s, n, g.heads * g.group, out, g.x_step, g.x_channel);
   }

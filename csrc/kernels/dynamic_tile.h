@@ -135,8 +135,9 @@ NOINLINE void pack_rows(const Segments& s, const void* x, int64_t step, int64_t 
       continue;
     }
     for (int64_t v = 0; v < vectors; ++v)
-      for (int64_t r = 0; r < at.count; r += L) {
-        const int64_t n = min64(L, at.count - r);
+      for (int64_t done = 0; done < at.count; done += L) {
+        const int64_t r = max64(0, min64(done, at.count - L)),
+                      n = min64(L, at.count - r);  // the last goes over some rows twice
         V square[L];
         if (n == L && channels >= (v + 1) * L) {
 #pragma GCC unroll 16
@@ -225,7 +226,8 @@ NOINLINE void store_rows(const typename Accumulator<E>::type* from, int64_t from
       store_part<A>((E*)to + r * to_row + c, load(from + r * from_row + c), columns - c);
 }
 
-// Squares of a matrix (rows, columns) become squares of its transpose, whose rows are elements.
+// Squares of a matrix (rows, columns) become squares of its transpose, whose rows are elements; the last ones go over
+// some twice.
 template <class E>
 NOINLINE void store_columns(const typename Accumulator<E>::type* from, int64_t from_row, int64_t rows, int64_t columns,
                             void* tov, int64_t to_row) {
@@ -233,8 +235,9 @@ NOINLINE void store_columns(const typename Accumulator<E>::type* from, int64_t f
   constexpr int64_t L = Vec<A>::lanes;
   E* to = (E*)tov;
   typename Vec<A>::V square[L];
-  for (int64_t r = 0; r < rows; r += L)
-    for (int64_t c = 0; c < columns; c += L) {
+  for (int64_t done = 0; done < rows; done += L)
+    for (int64_t done_columns = 0; done_columns < columns; done_columns += L) {
+      const int64_t r = max64(0, min64(done, rows - L)), c = max64(0, min64(done_columns, columns - L));
       const int64_t n = min64(L, rows - r), m = min64(L, columns - c);
       if (n == L && m == L) {
 #pragma GCC unroll 16
