@@ -187,9 +187,9 @@ NOINLINE void pack_channels(const Segments& s, const void* xv, int64_t step, int
     return;
   }
   for (const Segment& at : s)
-    for (int64_t r = 0; r < at.count; r += L)
+    for (int64_t done = 0; done < at.count; done += L)
       for (int64_t c = 0; c < channels; c += L) {
-        const int64_t n = min64(L, at.count - r), m = min64(L, channels - c);
+        const int64_t r = max64(0, min64(done, at.count - L)), n = min64(L, at.count - r), m = min64(L, channels - c);
         V square[L];
         const E* from = x + (at.from + r) * step + c;
         A* out = to + c * row + at.row + r;
@@ -198,8 +198,12 @@ NOINLINE void pack_channels(const Segments& s, const void* xv, int64_t step, int
           continue;
         }
         if (m == L) {  // positions beyond the last are its copies, written over later
+          if (n == L) {
 #pragma GCC unroll 16
-          for (int i = 0; i < L; ++i) square[i] = load(from + min64(i, n - 1) * step);
+            for (int i = 0; i < L; ++i) square[i] = load(from + i * step);
+          } else {
+            for (int i = 0; i < L; ++i) square[i] = load(from + min64(i, n - 1) * step);
+          }
           ::transpose<A>(square);
 #pragma GCC unroll 16
           for (int i = 0; i < L; ++i) store(out + i * row, square[i]);

@@ -1,7 +1,7 @@
 """The native dynamic convolution: which calls it takes, its raw ops as torch sees them, and their gradient.
 
-The arithmetic is in ``csrc/kernels/dynamic.kernel.cpp`` and ``dynamic_grad.kernel.cpp``: the softmax is made a tile of positions at
-a time, and nothing of the size of the kernels is stored.
+The arithmetic is in ``csrc/kernels/dynamic.kernel.cpp``: the softmax is made a tile of positions at a time, and nothing of the
+size of the kernels is stored.
 """
 
 from collections.abc import Callable, Hashable, Sequence
