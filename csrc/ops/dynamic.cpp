@@ -1,4 +1,4 @@
-// Dynamic convolution: checks, layout, threads and registration.
+// Dynamic convolution: checks, layout, threads and registration. The arithmetic is in kernels/dynamic.kernel.cpp.
 #include "kernels/dynamic.h"
 
 #include "ops/isa.h"
