@@ -8,13 +8,13 @@
 //
 // Every body adds the taps of an output in the same order, row by row and left to right: which one runs never shows
 // in the bits. So there are unrolled bodies only for what networks use (3, 4, 5 and 7 taps a row of float and of half
-// types that the processor converts), and activations are applied to finished blocks out of line. With activations
-// inlined into the blocks and every body for every type, this file took 280 s of a Zen 3 core to compile at the three
-// levels and 5.3 MB of objects; out of line it takes 92 s and 2.2 MB, with fewer bodies @SECONDS@ s and @MB@ MB.
+// types that the processor converts), and activations with an exponential are out of line. With all activations inlined
+// and every body for every type, this file took 280 s of a Zen 3 core to compile at the three levels and 5.3 MB of
+// objects; now it takes 65 s and 1.4 MB.
 #include "kernels/depthwise.h"
 
-#include "kernels/depthwise_window.h"
-#include "simd/registers.h"
+#include "kernels/depthwise_nhwc.h"
+#include "simd/activate.h"
 
 #ifndef ISA
 #define ISA isa_base
@@ -24,23 +24,10 @@ namespace omniconv {
 namespace ISA {
 namespace {
 
-// Outputs whose sums are in registers at a time; every ImageNet size is a multiple of 7.
-constexpr int kBlock = 7;
-constexpr int kWideBlock = kVectorRegisters >= 32 ? 14 : kBlock;
-constexpr int64_t kNarrowTile = 14;        // columns of a narrow tile
-constexpr int64_t kTileBytes = 256 << 10;  // of input and output that a tile may have
-constexpr int64_t kTileTapRows = 1024;     // of the rows of a tile, unless one row has more
-
 // Whether E has unrolled bodies besides those that take any number of taps.
 template <class E> constexpr bool kUnrolled = kConvertsHalves;
 template <> constexpr bool kUnrolled<float> = true;
 template <> constexpr bool kUnrolled<double> = false;
-
-// A row of input columns and the row of taps that reads it.
-template <class E, class A> struct TapRow {
-  const E* x;
-  const A* w;
-};
 
 // Which columns of a block are inside: all; all but up to KW/2 at either end, which are checked; any, every one
 // checked; or, of a whole row of R·S columns between (KW − 1)/2 pads, all but these, which the compiler then knows.
@@ -80,25 +67,20 @@ INLINE void add_taps_by_offset(const DepthwiseGeometry& g, const E* x, const int
   }
 }
 
-// What the rows of one call share, and the tap rows of the one at hand.
-template <class E, class A> struct Rows {
-  const DepthwiseGeometry& g;
-  int64_t C;                             // channels
-  const int64_t* offset;                 // of padded column p, in elements; below 0 where it is padding
-  int64_t interior_begin, interior_end;  // outputs that read no padding
-  // With an input dilation, outputs and taps that stand as far apart read neighbouring columns: those of one phase
-  // are a convolution of their own.
-  int64_t first_column;           // the column that tap 0 of output 0 reads
-  int64_t first_tap, taps;        // the phase's first tap, in elements, and how many there are
-  int64_t tap_step, output_step;  // elements between taps, and between outputs
-  const TapRow<E, A>* tap_rows;
-  int64_t count;
-};
+// Activates R vectors of sums, side by side: one after the other they took 10 to 15 % of a 3x3 or 5x5 layer.
+template <class A, int R> INLINE void activate_each(typename Vec<A>::V* sum, Activation activation) {
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) sum[r] = activate<A>(sum[r], activation);
+}
 
-// Activates n vectors of sums. Out of line: a block's activations take more code than its sums.
-template <class A>
-__attribute__((noinline)) void activate_block(typename Vec<A>::V* sum, int64_t n, Activation activation) {
-  for (int64_t i = 0; i < n; ++i) sum[i] = activate<A>(sum[i], activation);
+// Those with an exponential, out of line: they take more code than the sums of a block.
+template <class A, int R>
+__attribute__((noinline)) void activate_curved(typename Vec<A>::V* sum, Activation activation) {
+  switch (activation) {
+    case kSilu: return activate_each<A, R>(sum, kSilu);
+    case kGelu: return activate_each<A, R>(sum, kGelu);
+    default: return activate_each<A, R>(sum, kSigmoid);
+  }
 }
 
 // Outputs [o, o + R) of a row of one vector of channels, c elements into each.
@@ -128,13 +110,19 @@ INLINE void forward_block(const Rows<E, A>& rows, int64_t o, int64_t c, const A*
       add_taps_by_offset<E, A, R>(g, x, rows.offset + o * g.stride[2], w, C, sum);
     }
   }
-  if (g.activation != kNone) {
-    V finished[R];  // a copy: sums whose address is taken would not stay in registers
+  switch (g.activation) {
+    case kNone: break;
+    case kRelu: activate_each<A, R>(sum, kRelu); break;
+    case kRelu6: activate_each<A, R>(sum, kRelu6); break;
+    case kHardswish: activate_each<A, R>(sum, kHardswish); break;
+    default: {
+      V finished[R];  // a copy: sums whose address is taken would not stay in registers
 #pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) finished[r] = sum[r];
-    activate_block<A>(finished, R, g.activation);
+      for (int r = 0; r < R; ++r) finished[r] = sum[r];
+      activate_curved<A, R>(finished, g.activation);
 #pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) sum[r] = finished[r];
+      for (int r = 0; r < R; ++r) sum[r] = finished[r];
+    }
   }
   E* to = y + o * output_step + c;
 #pragma GCC unroll 16
@@ -212,99 +200,6 @@ void forward_dilated_phases(Rows<E, A> rows, int64_t begin, int64_t end, int64_t
     const int64_t from = max64(0, (begin - q + input_dilation - 1) / input_dilation);
     const int64_t to = (end - q + input_dilation - 1) / input_dilation;
     if (from < to) forward_row_of<E, A>(rows.taps)(rows, from, to, c, bias, y + q * rows.C);
-  }
-}
-
-int64_t padded_columns(const DepthwiseGeometry& g) {
-  return (g.out[2] - 1) * g.stride[2] + (g.kernel[2] - 1) * g.dilation[2] + 1;
-}
-
-// Outputs are made in tiles, and in a tile by strips of a cache line of channels.
-struct Tiling {
-  int64_t strip, rows, columns;
-  Tiling(const DepthwiseGeometry& g, int64_t C, int64_t element) {
-    const int64_t column = (g.stride[2] + 1) * C * element;
-    strip = 64 / element;
-    columns = g.out[2];
-    rows = max64(1, kTileBytes / (column * g.out[2]));
-    // A stride that reaches few of the 64 sets of L1 cannot keep the rows of a strip there. Then tiles are narrow (128
-    // channels, 56x56, 3x3, AVX2: 0.160 ms and 0.113), and with still fewer sets strips change before rows do (512
-    // channels, 14x14, 3x3: 0.030 and 0.025).
-    int64_t sets = 64;
-    for (int64_t s = C * element; s % 128 == 0 && sets > 1; s /= 2) sets /= 2;
-    const bool crowded = sets <= 8 && g.kernel[0] * g.kernel[1] * g.in[2] > sets * 8;
-    if (rows == 1 || (crowded && sets <= 4)) {
-      rows = 1;
-      columns = min64(columns, kWideBlock);
-    } else if (crowded) {
-      columns = min64(columns, kNarrowTile);
-    }
-    rows = min64(rows, max64(1, kTileTapRows / (g.kernel[0] * g.kernel[1])));
-    if (rows == 1) strip = C;  // no input row is read again: a row's tap rows are found once for all strips
-  }
-};
-
-// The rows of one call, set up in scratch.
-template <class E, class A> Rows<E, A> make_rows(const DepthwiseGeometry& g, int64_t C, void* scratch) {
-  int64_t* offset = (int64_t*)scratch;
-  const int64_t S = g.stride[2], before = g.before[2], seen = before + g.in[2] - (g.kernel[2] - 1) * g.dilation[2];
-  for (int64_t p = 0; p < padded_columns(g); ++p) {
-    const int64_t column = source(p - before, g.in[2], g.spread[2], g.mode);
-    offset[p] = column < 0 ? -1 : column * C;
-  }
-  const int64_t step = g.dilation[2] == 1 ? C * g.spread[2] : C;  // with dilated taps there are no phases
-  Rows<E, A> rows{g, C, offset, 0, 0, -before, 0, g.kernel[2], step, step, nullptr, 0};
-  if (g.spread[2] == 1 && seen > 0) {
-    rows.interior_begin = max64(0, (before + S - 1) / S);
-    rows.interior_end = (seen - 1) / S + 1;
-  }
-  return rows;
-}
-
-size_t scratch_bytes(const DepthwiseGeometry& g) {
-  return (padded_columns(g) + kTileTapRows) * sizeof(int64_t) +
-         (kTileTapRows + g.kernel[0] * g.kernel[1]) * sizeof(TapRow<void, void>);
-}
-
-// Writes the tap rows of output row (od, oh) and returns how many there are; w is (taps, C).
-template <class E, class A>
-int64_t find_tap_rows(const Rows<E, A>& rows, int64_t od, int64_t oh, const E* x, const A* w, TapRow<E, A>* to) {
-  const DepthwiseGeometry& g = rows.g;
-  int64_t count = 0;
-  for (int64_t kd = 0; kd < g.kernel[0]; ++kd) {
-    const int64_t id = source(od * g.stride[0] - g.before[0] + kd * g.dilation[0], g.in[0], g.spread[0], g.mode);
-    if (id < 0) continue;
-    for (int64_t kh = 0; kh < g.kernel[1]; ++kh) {
-      const int64_t ih = source(oh * g.stride[1] - g.before[1] + kh * g.dilation[1], g.in[1], g.spread[1], g.mode);
-      if (ih < 0) continue;
-      to[count++] = {x + (id * g.in[1] + ih) * g.in[2] * rows.C, w + (kd * g.kernel[1] + kh) * g.kernel[2] * rows.C};
-    }
-  }
-  return count;
-}
-
-// Calls f(row, outputs [begin, end), channels [c, until)) with the row's tap rows set, over rows [first, last), their
-// outputs [o0, o1) and channels [c0, c1).
-template <class E, class A, class F>
-INLINE void for_each_row(Rows<E, A>& rows, int64_t first, int64_t last, int64_t o0, int64_t o1, int64_t c0, int64_t c1,
-                         const E* x, const A* w, const F& f) {
-  const DepthwiseGeometry& g = rows.g;
-  const Tiling tile(g, rows.C, sizeof(E));
-  const int64_t most = g.kernel[0] * g.kernel[1];
-  // in scratch, behind the offsets: how many tap rows each row of a tile has, then the tap rows
-  int64_t* counts = (int64_t*)rows.offset + padded_columns(g);
-  TapRow<E, A>* tap_rows = (TapRow<E, A>*)(counts + kTileTapRows);
-  for (int64_t r0 = first; r0 < last; r0 += tile.rows) {
-    const int64_t many = min64(tile.rows, last - r0);
-    for (int64_t r = 0; r < many; ++r)
-      counts[r] = find_tap_rows(rows, (r0 + r) / g.out[1], (r0 + r) % g.out[1], x, w, tap_rows + r * most);
-    for (int64_t o = o0; o < o1; o += tile.columns)
-      for (int64_t c = c0; c < c1; c += tile.strip)
-        for (int64_t r = 0; r < many; ++r) {
-          rows.tap_rows = tap_rows + r * most;
-          rows.count = counts[r];
-          f(r0 + r, o, min64(o + tile.columns, o1), c, min64(c + tile.strip, c1));
-        }
   }
 }
 
