@@ -1,5 +1,5 @@
-// Depthwise convolution of one channel by the letter of its definition: for weights that are not finite. The contiguous kernels multiply
-// the zeros of the padding, which such weights make NaN. Compiled once per instruction set.
+// Depthwise convolution of one channel by the letter of its definition: for weights that are not finite. The contiguous
+// kernels multiply the zeros of the padding, which such weights make NaN. Compiled once per instruction set.
 #include "kernels/depthwise.h"
 
 #include "kernels/depthwise_window.h"
@@ -12,12 +12,17 @@ namespace omniconv {
 namespace ISA {
 namespace {
 
-template <class E> void forward(const DepthwiseGeometry& g, const void* xv, const void* wv, const void* bias, void* yv) {
+template <class E>
+void forward(const DepthwiseGeometry& g, const void* xv, const void* wv, const void* bias, void* yv) {
   typedef typename Accumulator<E>::type A;
   constexpr int64_t L = Vec<A>::lanes;
   const E* x = (const E*)xv;
   const A* w = (const A*)wv;
   E* y = (E*)yv;
+  // where along an axis tap k of output o reads
+  auto read = [&](int axis, int64_t o, int64_t k) {
+    return source(o * g.stride[axis] - g.before[axis] + k * g.dilation[axis], g.in[axis], g.spread[axis], g.mode);
+  };
   for (int64_t m = 0; m < g.multiplier; ++m, w += g.kernel[0] * g.kernel[1] * g.kernel[2])
     for (int64_t od = 0; od < g.out[0]; ++od)
       for (int64_t oh = 0; oh < g.out[1]; ++oh)
@@ -27,16 +32,14 @@ template <class E> void forward(const DepthwiseGeometry& g, const void* xv, cons
           for (int64_t kd = 0; kd < g.kernel[0]; ++kd)
             for (int64_t kh = 0; kh < g.kernel[1]; ++kh)
               for (int64_t kw = 0; kw < g.kernel[2]; ++kw, ++tap) {
-                const int64_t a = source(od * g.stride[0] - g.before[0] + kd * g.dilation[0], g.in[0], g.spread[0], g.mode);
-                const int64_t b = source(oh * g.stride[1] - g.before[1] + kh * g.dilation[1], g.in[1], g.spread[1], g.mode);
-                const int64_t c = source(ow * g.stride[2] - g.before[2] + kw * g.dilation[2], g.in[2], g.spread[2], g.mode);
-                if (a < 0 || b < 0 || c < 0) continue;
-                E lanes[L] = {x[(a * g.in[1] + b) * g.in[2] + c]};
-                sum += *tap * load(lanes)[0];
+                const int64_t id = read(0, od, kd), ih = read(1, oh, kh), iw = read(2, ow, kw);
+                if (id < 0 || ih < 0 || iw < 0) continue;
+                E element[L] = {x[(id * g.in[1] + ih) * g.in[2] + iw]};
+                sum += *tap * load(element)[0];
               }
-          E made[L];
-          store(made, activate<A>(broadcast(sum), g.activation));
-          *y++ = made[0];
+          E result[L];
+          store(result, activate<A>(broadcast(sum), g.activation));
+          *y++ = result[0];
         }
 }
 

@@ -2,7 +2,7 @@
 #pragma once
 #include "kernels/depthwise_window.h"
 #include "kernels/dynamic.h"
-#include "simd/capability.h"
+#include "simd/registers.h"
 #include "simd/exponent.h"
 #include "simd/part.h"
 

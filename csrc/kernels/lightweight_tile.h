@@ -5,7 +5,7 @@
 #include "kernels/depthwise_window.h"
 #include "kernels/lightweight.h"
 #include "simd/activate_rows.h"
-#include "simd/capability.h"
+#include "simd/registers.h"
 #include "simd/part.h"
 #include "simd/transpose.h"
 

@@ -2,7 +2,7 @@
 // block was most of a kernel's code. Included by kernels only; internal linkage.
 #pragma once
 #include "simd/activate.h"
-#include "simd/capability.h"
+#include "simd/registers.h"
 
 namespace omniconv {
 namespace {

@@ -3,6 +3,13 @@
 #pragma once
 #include "simd/vec.h"
 
+// One copy of a function, with registers of its own.
+#if defined(__clang__)
+#define NOINLINE __attribute__((noinline))
+#else
+#define NOINLINE __attribute__((noinline, noclone))
+#endif
+
 namespace {
 
 // Vector registers that a kernel can count on. (The 64-byte kernels are tested without AVX-512 too, as they are.)
@@ -17,6 +24,16 @@ constexpr int kVectorRegisters = 16;
 constexpr bool kFusesMultiplyAdd = true;
 #else
 constexpr bool kFusesMultiplyAdd = false;
+#endif
+
+// Whether a vector fills a line of the cache.
+constexpr bool kVectorIsLine = VECTOR_BYTES == 64;
+
+// Whether one instruction converts a vector of halves; otherwise it takes about twenty.
+#if defined(__F16C__)
+constexpr bool kConvertsHalves = true;
+#else
+constexpr bool kConvertsHalves = false;
 #endif
 
 }  // namespace
