@@ -1,4 +1,5 @@
-// The activations that a kernel can end with. Sums kept in double take only those without an exponential: none, relu, relu6, hardswish.
+// The activations that a kernel can end with. Sums kept in double take only those without an exponential: none, relu,
+// relu6, hardswish.
 #pragma once
 #include <cstdint>
 

@@ -3,15 +3,12 @@
 
 #include "simd/activate.h"
 
-#ifndef ISA
-#define ISA isa_base
-#endif
-
 namespace omniconv {
 namespace ISA {
 namespace {
 
-// The derivative of gelu, Φ(x) + x·φ(x); erf as in gelu itself. φ of what is far out is 0, so that an infinite x makes NaN as in torch.
+// The derivative of gelu, Φ(x) + x·φ(x); erf as in gelu itself. φ of what is far out is 0, so that an infinite x makes
+// NaN as in torch.
 INLINE VF gelu_slope(VF x) {
   const VF z = x * 0.70710678118654752f;
   const VF size = z < VF{} ? -z : z;
@@ -40,7 +37,8 @@ template <class A> INLINE typename Vec<A>::V gradient(typename Vec<A>::V g, type
   const V zero{}, three = broadcast(A(3)), six = broadcast(A(6));
   switch (a) {
     case kNone: return g;
-    case kRelu: return v <= zero ? zero : g;  // where NaN was, relu lets the gradient pass and relu6 does not, as in torch
+    case kRelu:
+      return v <= zero ? zero : g;  // where NaN was, relu lets the gradient pass and relu6 does not, as in torch
     case kRelu6: {
       const V r = v > zero ? g : zero;
       return v < six ? r : zero;
@@ -74,7 +72,8 @@ template <class E> void multiply_slope(const void* gv, const void* vv, int64_t n
 }  // namespace
 
 extern const ActivationGradTables activation_grad;
-const ActivationGradTables activation_grad = {multiply_slope<float>, multiply_slope<double>, multiply_slope<bf16>, multiply_slope<f16>};
+const ActivationGradTables activation_grad = {multiply_slope<float>, multiply_slope<double>, multiply_slope<bf16>,
+                                              multiply_slope<f16>};
 
 }  // namespace ISA
 }  // namespace omniconv

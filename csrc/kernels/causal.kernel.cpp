@@ -5,10 +5,6 @@
 #include "simd/activate.h"
 #include "simd/vec.h"
 
-#ifndef ISA
-#define ISA isa_base
-#endif
-
 namespace omniconv {
 namespace ISA {
 namespace {

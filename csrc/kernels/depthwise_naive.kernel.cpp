@@ -4,10 +4,6 @@
 
 #include "kernels/depthwise_window.h"
 
-#ifndef ISA
-#define ISA isa_base
-#endif
-
 namespace omniconv {
 namespace ISA {
 namespace {

@@ -6,10 +6,6 @@
 // vectors.
 #include "kernels/depthwise_nchw.h"
 
-#ifndef ISA
-#define ISA isa_base
-#endif
-
 namespace omniconv {
 namespace ISA {
 namespace {

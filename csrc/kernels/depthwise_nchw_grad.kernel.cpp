@@ -2,10 +2,6 @@
 #include "kernels/depthwise_nchw.h"
 #include "simd/registers.h"
 
-#ifndef ISA
-#define ISA isa_base
-#endif
-
 namespace omniconv {
 namespace ISA {
 namespace {

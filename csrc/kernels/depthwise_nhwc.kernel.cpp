@@ -16,10 +16,6 @@
 #include "kernels/depthwise_nhwc.h"
 #include "simd/activate.h"
 
-#ifndef ISA
-#define ISA isa_base
-#endif
-
 namespace omniconv {
 namespace ISA {
 namespace {

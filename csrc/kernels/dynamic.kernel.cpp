@@ -5,10 +5,6 @@
 // the same convolution of grad_y, by weights that are each moved to the position they reach.
 #include "kernels/dynamic_grad_kernels.h"
 
-#ifndef ISA
-#define ISA isa_base
-#endif
-
 namespace omniconv {
 namespace ISA {
 namespace {

@@ -2,9 +2,9 @@
 #pragma once
 #include "kernels/depthwise_window.h"
 #include "kernels/dynamic.h"
-#include "simd/registers.h"
 #include "simd/exponent.h"
 #include "simd/part.h"
+#include "simd/registers.h"
 
 namespace omniconv {
 namespace {

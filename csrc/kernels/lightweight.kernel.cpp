@@ -6,10 +6,6 @@
 #include "kernels/lightweight_grad.h"
 #include "kernels/lightweight_rows.h"
 
-#ifndef ISA
-#define ISA isa_base
-#endif
-
 namespace omniconv {
 namespace ISA {
 namespace {

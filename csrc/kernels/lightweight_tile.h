@@ -5,8 +5,8 @@
 #include "kernels/depthwise_window.h"
 #include "kernels/lightweight.h"
 #include "simd/activate_rows.h"
-#include "simd/registers.h"
 #include "simd/part.h"
+#include "simd/registers.h"
 #include "simd/transpose.h"
 
 namespace omniconv {

@@ -4,10 +4,6 @@
 #include "simd/transpose.h"
 #include "simd/vec.h"
 
-#ifndef ISA
-#define ISA isa_base
-#endif
-
 namespace omniconv {
 namespace ISA {
 namespace {

@@ -3,10 +3,6 @@
 
 #include "simd/vec.h"
 
-#ifndef ISA
-#define ISA isa_base
-#endif
-
 namespace omniconv {
 namespace ISA {
 namespace {

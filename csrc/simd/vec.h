@@ -8,8 +8,12 @@
 #include <immintrin.h>
 #endif
 
+// for a reader's tools; the build names both
 #ifndef VECTOR_BYTES
 #define VECTOR_BYTES 16
+#endif
+#ifndef ISA
+#define ISA isa_base
 #endif
 #define INLINE static inline __attribute__((always_inline))
 

@@ -53,13 +53,13 @@ def run_aten_checked(
         or is_transformed()
     ):
         return None
-    shape, contiguous = input.shape, input.is_contiguous()
-    axes = len(shape)
-    if axes != rank + 2 and (axes != rank + 1 or not contiguous):
-        return None
-    if 0 in shape or (shape[-1 - rank] == 1 and 1 in (input.stride(-1 - rank), *weight.stride()[:2])):
-        return None  # one channel in strides that could be channels-last, for some of which torch is silently wrong
     try:
+        shape, contiguous = input.shape, input.is_contiguous()
+        axes = len(shape)
+        if axes != rank + 2 and (axes != rank + 1 or not contiguous):
+            return None
+        if 0 in shape or (shape[-1 - rank] == 1 and 1 in (input.stride(-1 - rank), *weight.stride()[:2])):
+            return None  # one channel in strides that could be channels-last, for some of which torch is silently wrong
         y = function(input, weight, bias, *settings)
     except (RuntimeError, TypeError, ValueError):
         return None
