@@ -125,7 +125,7 @@ def test_iou(micrographs):
 @pytest.mark.parametrize("kind", ["dilated", "transposed", "bilinear"])
 def test_a_run_learns_and_is_the_same_after_an_interruption(micrographs, folder, tmp_path, kind):
     parts = parts_of(micrographs, folder)
-    settings = micrographs.Settings(120, batch=4, crop=48, widths=WIDTHS)
+    settings = micrographs.Settings(200, batch=4, crop=48, widths=WIDTHS)
     whole, spent = micrographs.trained(parts["train"], kind, 1, settings, tmp_path / "..", silent, every=1000)
     assert micrographs.iou(micrographs.confusion(whole, parts["train"]))[1] > 20
     assert spent["loss"] < 1
