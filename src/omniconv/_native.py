@@ -30,7 +30,7 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     if path is None:
         spec = find_spec("omniconv._library")
         if spec is None or spec.origin is None:
-            return None, "this build has no native library: no GCC was found when it was installed"
+            return None, "this build has no native library: no compiler that builds it was found when it was installed"
         path = spec.origin
     try:
         torch.ops.load_library(path)
