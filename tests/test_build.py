@@ -45,5 +45,5 @@ def test_the_sanitizers_are_there(isa):
     done = subprocess.run([sys.executable, "-c", SHORT], capture_output=True, text=True, env=os.environ | environment, check=False)
     assert done.returncode
     assert "AddressSanitizer" in done.stderr
-    assert "depthwise_last.kernel.cpp" in done.stderr
+    assert "depthwise_nhwc.kernel.cpp" in done.stderr
     assert b"__ubsan_handle" in Path(os.environ["OMNICONV_LIBRARY"]).read_bytes()

@@ -21,7 +21,7 @@ INLINE Vec<double>::V larger(Vec<double>::V a, Vec<double>::V b) { return a > b 
 
 // e^x for x ≤ 0 within 2 units in the last place; exactly 1 for 0 and exactly 0 for −inf. x = n·ln 2 + r; the
 // polynomial is the one of degree 5 with least relative error that begins with 1 + r (1.8 roundoffs;
-// tests/techniques/test_dynamic_native.py tries it).
+// tests/engines/test_dynamic.py tries it).
 INLINE VF exponential_below(VF x) {
   const VF magic = broadcast(12582912.0f);  // 1.5·2^23: what is added to it is rounded to a whole number
 #if defined(__AVX512F__) && VECTOR_BYTES == 64

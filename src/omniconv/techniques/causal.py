@@ -12,9 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from omniconv import _native, settings
-from omniconv.engines.depthwise import ENGINE, plan_of, run_depthwise
-from omniconv.engines.engine import ACTIVATION_CODES, fused_activation, wants_gradient
+from omniconv.engines.causal import fixup_boundaries, is_native, update
+from omniconv.engines.depthwise import plan_of, run_depthwise
 from omniconv.geometry import Grid
 from omniconv.ops.activation import activate, check_activation
 from omniconv.ops.in_place import check_writable
@@ -190,8 +189,8 @@ def causal_conv1d_update(
     if conv_state_indices is not None:
         _check_indices(op, "conv_state_indices", conv_state_indices, x, batch)
         _check_rows(op, conv_state_indices, conv_state)
-    if cache_seqlens is None and conv_state.dtype == chunk.dtype and _is_native(chunk, weight, bias, differentiable=False):
-        y = _native_update(chunk, conv_state, weight, bias, conv_state_indices, activation)
+    if cache_seqlens is None and conv_state.dtype == chunk.dtype and is_native(chunk, weight, bias, differentiable=False):
+        y = update(chunk, conv_state, weight, bias, conv_state_indices, activation)
         return y if x.dim() == 3 else y.squeeze(2)
     state, rows, live = conv_state, None, None
     if conv_state_indices is not None:
@@ -210,27 +209,20 @@ def causal_conv1d_update(
     return y if x.dim() == 3 else y.squeeze(2)
 
 
-def _is_native(x: Tensor, weight: Tensor, bias: Tensor | None, differentiable: bool) -> bool:
-    """Whether the depthwise engine takes a causal filter of ``x``; only some of its ops have a gradient."""
-    kept = (x.dtype, accumulated_in(x))
-    if weight.dtype not in kept or (bias is not None and bias.dtype not in kept):
-        return False
-    return ENGINE.unsupported_reason(x, weight, bias, _ALONE) is None and (differentiable or not wants_gradient(x, weight, bias))
-
-
-_ALONE = Grid((1,), ((0, 0),), (1,))
-
-
 def _convolved(
     x: Tensor, initial: Tensor | None, weight: Tensor, bias: Tensor | None, seq_idx: Tensor | None, activation: str | None
 ) -> Tensor:
     """The filter over x (B, D, T) after what came before it."""
     past = weight.shape[1] - 1
-    if (initial is None or initial.dtype == x.dtype) and _is_native(x, weight, bias, differentiable=seq_idx is None):
+    if (initial is None or initial.dtype == x.dtype) and is_native(x, weight, bias, differentiable=seq_idx is None):
         whole = x if initial is None else torch.cat([initial, x], 2)
         windows = Grid((1,), ((past if initial is None else 0, 0),), (1,))
         y = run_depthwise(plan_of(windows), activation, whole, weight.unsqueeze(1), bias)
-        return y if seq_idx is None else _native_mend(y, x, weight, bias, seq_idx, activation)
+        if seq_idx is None:
+            return y
+        fixed = fixup_boundaries(y, x, weight, bias, seq_idx, activation)
+        if fixed is not None:
+            return fixed
     window = F.pad(x, (past, 0)) if initial is None else torch.cat([initial, x], 2)
     return _filtered(window, weight, bias, seq_idx, activation, x)
 
@@ -265,31 +257,6 @@ def _packed(
     latest = whole.index_select(1, ((starts[1:] + number * past).unsqueeze(1) + gap).flatten())
     final = latest.unflatten(1, (sequences, past)).movedim(1, 0).to(x.dtype)
     return y.index_select(1, places).to(x.dtype).unsqueeze(0), final
-
-
-def _native_mend(y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, seq_idx: Tensor, activation: str | None) -> Tensor:
-    fused = fused_activation(x, activation)
-    if fused != activation:  # y has had it already: what is made again needs it apart
-        return _filtered(F.pad(x, (weight.shape[1] - 1, 0)), weight, bias, seq_idx, activation, x)
-    operands = x.contiguous(), weight.contiguous(), None if bias is None else bias.contiguous()
-    owner = seq_idx.long().contiguous()
-    torch.ops.omniconv.causal_fixup_boundaries.default(y, *operands, owner, ACTIVATION_CODES[fused], not settings.is_precise())
-    return y
-
-
-def _native_update(
-    x: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor | None, activation: str | None
-) -> Tensor:
-    fused = fused_activation(x, activation)
-    operands = x.contiguous(), conv_state, weight.contiguous(), None if bias is None else bias.contiguous()
-    rows = None if rows is None else rows.long().contiguous()
-    y = torch.ops.omniconv.causal_update.default(*operands, rows, ACTIVATION_CODES[fused], not settings.is_precise())
-    if not torch.compiler.is_compiling():  # a compiled graph is functional and writes the state back by a copy_
-        torch.autograd.graph.increment_version(conv_state)
-    if fused == activation:
-        return y
-    y = activate(y, activation)
-    return y if rows is None else y.masked_fill((rows < 0).unsqueeze(1).unsqueeze(2), 0)
 
 
 def _filtered(
@@ -441,16 +408,3 @@ def problem(rank: int, arguments: Arguments) -> Problem:
     made = Problem("depthwise", channels, (steps,), batch, kernel=(width,), padding="causal", dtype=DTYPE_NAMES.get(x.dtype, "f32"))
     continues = updates or arguments.get("initial_states") is not None
     return made.replace(size=(steps + width - 1,), padding=((0, 0),)) if continues else made
-
-
-if _native.AVAILABLE:  # torch leaves register_fake untyped as a decorator
-
-    @torch.library.register_fake("omniconv::causal_update")  # type: ignore[untyped-decorator]
-    def _fake_update(
-        x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor | None, activation: int, flush: bool
-    ) -> Tensor:
-        return x.new_empty(x.shape)
-
-    @torch.library.register_fake("omniconv::causal_fixup_boundaries")  # type: ignore[untyped-decorator]
-    def _fake_mend(y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, owner: Tensor, activation: int, flush: bool) -> None:
-        return None
