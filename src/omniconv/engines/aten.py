@@ -91,7 +91,7 @@ def run_aten_convolution(
     rank: int, input: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: Any, checked: bool = False
 ) -> Tensor | None:
     """Returns the convolution by :func:`run_aten`, or None, as with a group for each channel, which torch is slow at."""
-    if torch._C._is_tracing() or type(groups) is not int:  # a tracer's sizes are tensors
+    if torch.compiler.is_compiling() or torch._C._is_tracing() or type(groups) is not int:  # a tracer's sizes are tensors
         return None
     if groups != 1 and (type(weight) not in _PLAIN or weight.dim() != rank + 2 or weight.size(1) == 1):
         return None
@@ -116,7 +116,7 @@ def _even_pads(padding: str, rank: int, weight: Any, dilation: Any) -> Any:
 
 def run_aten_pointwise(rank: int, input: Any, weight: Any, bias: Any, stride: Any, checked: bool = False) -> Tensor | None:
     """Returns the pointwise convolution by :func:`run_aten`, or None, as where the kernel is not 1 on every axis."""
-    if torch._C._is_tracing() or type(weight) not in _PLAIN or weight.dim() != rank + 2:
+    if torch.compiler.is_compiling() or torch._C._is_tracing() or type(weight) not in _PLAIN or weight.dim() != rank + 2:
         return None
     if weight.numel() != weight.size(0) * weight.size(1):
         return None
