@@ -1,6 +1,7 @@
 """Every op and layer through torch.compile and torch.export, with sizes that change."""
 
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from cases import (
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.export import Dim
 
+from omniconv.techniques import find
 from omniconv.testing import make_inputs, widened
 
 needs_compiler = pytest.mark.skipif(
@@ -132,3 +134,26 @@ def test_exported_same_minimal_fits_its_pads_to_the_size(technique, problem):
         x = layer_input(problem.replace(size=tuple(i + more for i in problem.size))).double()
         operands = layer.operands(x)
         torch.testing.assert_close(program(x), technique.reference(**widened(operands)), rtol=1e-10, atol=1e-10)
+
+
+def _padded_once(op, x, weight):
+    return op(x, weight, padding=1)
+
+
+def test_one_compiled_function_takes_ops_of_every_rank():
+    """A rank is never a number that a tracer lets vary."""
+    block = torch.compile(_padded_once, fullgraph=True, backend="eager")
+    for rank, op in find("standard").ops.items():
+        x, weight = torch.randn(1, 2, *(5,) * rank), torch.randn(3, 2, *(3,) * rank)
+        torch.testing.assert_close(block(op, x, weight), op(x, weight, padding=1))
+
+
+@pytest.mark.parametrize("name", ["standard", "depthwise", "pointwise", "transposed"])
+def test_ops_compile_directly_and_through_partial_with_every_size_dynamic(name):
+    for rank, op in find(name).ops.items():
+        x = torch.randn(2, 4, *(6,) * rank)
+        weight = torch.randn(4, 1 if name == "depthwise" else 4, *(1 if name == "pointwise" else 3,) * rank)
+        for function in (op, partial(op, stride=2)):
+            torch._dynamo.reset()
+            compiled = torch.compile(function, fullgraph=True, dynamic=True, backend="eager")
+            torch.testing.assert_close(compiled(x, weight), function(x, weight))
