@@ -1,6 +1,6 @@
 // The part of libtorch's stable C ABI that this library uses: all of it is exported by torch 2.10 and later. It is
-// declared here so that the build needs no torch; tests/engines/test_library.py compiles these declarations together with
-// torch's own, so that they cannot disagree. CMake makes the linker's stub from them: each stands in one line.
+// declared here so that the build needs no torch; tests/engines/test_library.py compiles these declarations together
+// with torch's own, so that they cannot disagree. CMake makes the linker's stub from them: each stands in one line.
 #pragma once
 #include <cstddef>
 #include <cstdint>
