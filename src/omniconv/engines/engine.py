@@ -1,4 +1,4 @@
-"""What every native engine shares: the calls it takes, plans of calls that passed their checks, gradients, and raw operators.
+"""The machinery that every native engine shares: the calls it takes, plans of calls that passed their checks, gradients, and raw operators.
 
 A raw operator is one of the native library's; people never call it. An :class:`Engine` is a family of raw operators with what
 torch needs around them: the ordered reasons that send a call to the composite path, the forward, and the gradients.
@@ -169,7 +169,7 @@ def _differentiable(
 
 
 class CallPlan(NamedTuple):
-    """What the checks of a call found, of shapes and settings alone: what runs it, and with what besides tensors.
+    """The way to run a call that passed its checks, found from shapes and settings alone.
 
     ``run(plan, activation, input, weight, bias)`` takes all calls like it.
     """

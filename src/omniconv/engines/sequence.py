@@ -41,7 +41,7 @@ class Plan(NamedTuple):
 
     @property
     def windows(self) -> tuple[int, tuple[int, int], int]:
-        """What the gradients take: layout, pads and dilation."""
+        """The layout, pads and dilation, as the raw gradients take them."""
         return self[:3]
 
     @property
@@ -60,7 +60,7 @@ def _too_far(taps_axis: int) -> Callable[..., bool]:
 
 
 class _SequenceEngine(Engine):
-    """What both have; ``composite`` is the technique's own composite path."""
+    """An engine of kernels along a sequence; ``composite`` is the technique's own composite path."""
 
     def __init__(self, name: str, when: str, taps_axis: int, composite: Composite) -> None:
         super().__init__(name, when, (("a window covers more than a million positions", _too_far(taps_axis)),))

@@ -122,7 +122,7 @@ class Peer:
 
 
 class NativeEngine(Protocol):
-    """What a record tells of the native kernels that an op may end in; :class:`omniconv.engines.engine.Engine` is one."""
+    """The part of an engine that a record tells: when an op ends in its native kernels; :class:`omniconv.engines.engine.Engine` is one."""
 
     name: str
     when: str
