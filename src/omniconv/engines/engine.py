@@ -1,4 +1,4 @@
-"""The machinery that every native engine shares: the calls it takes, plans of calls that passed their checks, gradients, and raw operators.
+"""The machinery of every native engine: the calls it takes, plans of calls that passed their checks, gradients, raw operators.
 
 A raw operator is one of the native library's; people never call it. An :class:`Engine` is a family of raw operators with what
 torch needs around them: the ordered reasons that send a call to the composite path, the forward, and the gradients.

@@ -122,7 +122,7 @@ class Peer:
 
 
 class NativeEngine(Protocol):
-    """The part of an engine that a record tells: when an op ends in its native kernels; :class:`omniconv.engines.engine.Engine` is one."""
+    """The part of an engine that a record tells, such as of :class:`omniconv.engines.engine.Engine`."""
 
     name: str
     when: str
